@@ -1,0 +1,1 @@
+"""Kernels for the CPU: one small C++ extension, dispatched over instruction sets."""

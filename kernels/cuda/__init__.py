@@ -1,0 +1,1 @@
+"""CUDA C++ kernels, their loader and their launch configurations."""

@@ -1,0 +1,1 @@
+"""Interprets the PTX of the CUDA kernels on machines without a GPU."""

@@ -1,0 +1,165 @@
+"""Packed batches and the plan that makes them.
+
+A batch holds the tokens of its texts one after the other, with no padding; `cu_seqlens` says where
+each text begins. The plan fills batches up to a budget of tokens, longest texts first, and keeps
+the caller's order so that results can be put back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minibert.errors import InputError
+
+IntArray = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Several texts, packed.
+
+    Attributes:
+        input_ids: (num_tokens,) int32.
+        token_type_ids: (num_tokens,) int32.
+        position_ids: (num_tokens,) int32, counted from the family's first position.
+        cu_seqlens: (num_seqs + 1,) int32, from 0 to num_tokens; text i is
+            `cu_seqlens[i]:cu_seqlens[i + 1]`.
+        skip: (num_seqs,) int32, tokens at the start of each text that pooling leaves out
+            (a prompt under `include_prompt=False`).
+    """
+
+    input_ids: IntArray
+    token_type_ids: IntArray
+    position_ids: IntArray
+    cu_seqlens: IntArray
+    skip: IntArray
+
+    def __post_init__(self) -> None:
+        """Check that the arrays fit together.
+
+        Raises:
+            InputError: naming the array and the rule that it breaks.
+        """
+        for name in ("input_ids", "token_type_ids", "position_ids", "cu_seqlens", "skip"):
+            array = getattr(self, name)
+            if array.dtype != np.int32 or array.ndim != 1:
+                raise InputError(
+                    f"{name} must be one-dimensional int32, got {array.ndim}-D {array.dtype}"
+                )
+        num_tokens = self.input_ids.size
+        for name in ("token_type_ids", "position_ids"):
+            if getattr(self, name).size != num_tokens:
+                raise InputError(
+                    f"{name} must have num_tokens = {num_tokens} entries, "
+                    f"got {getattr(self, name).size}"
+                )
+        if self.cu_seqlens.size < 1 or self.cu_seqlens[0] != 0:
+            raise InputError("cu_seqlens must start at 0")
+        if self.cu_seqlens[-1] != num_tokens:
+            raise InputError(
+                f"cu_seqlens must end at num_tokens = {num_tokens}, got {self.cu_seqlens[-1]}"
+            )
+        if np.any(np.diff(self.cu_seqlens) <= 0):
+            raise InputError("cu_seqlens must increase: every sequence has at least one token")
+        if self.skip.size != self.num_seqs:
+            raise InputError(f"skip must have num_seqs = {self.num_seqs} entries")
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all texts together."""
+        return int(self.input_ids.size)
+
+    @property
+    def num_seqs(self) -> int:
+        """Texts in the batch."""
+        return int(self.cu_seqlens.size - 1)
+
+    @property
+    def seqlens(self) -> IntArray:
+        """Tokens of each text, (num_seqs,) int32."""
+        return np.diff(self.cu_seqlens)
+
+    @property
+    def max_seqlen(self) -> int:
+        """Tokens of the longest text, 0 for an empty batch."""
+        return int(self.seqlens.max(initial=0))
+
+
+def pack(
+    sequences: Sequence[IntArray],
+    *,
+    token_type_ids: Sequence[IntArray] | None = None,
+    first_position: int = 0,
+    skip: Sequence[int] | None = None,
+) -> Batch:
+    """Pack token ids of several texts into one batch.
+
+    Args:
+        sequences: num_seqs arrays of int32 token ids, none empty.
+        token_type_ids: as many arrays of the same sizes; all 0 when not given.
+        first_position: position of a text's first token (`pad_token_id + 1` in RoBERTa).
+        skip: tokens that pooling leaves out at the start of each text; 0 when not given.
+
+    Returns:
+        A `Batch` in the order given.
+
+    Raises:
+        InputError: a text without tokens, or arrays that do not fit together.
+    """
+    cu_seqlens = np.zeros(len(sequences) + 1, np.int32)
+    np.cumsum([len(ids) for ids in sequences], out=cu_seqlens[1:])
+    num_tokens = int(cu_seqlens[-1])
+    starts = np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))
+    empty = np.empty(0, np.int32)
+    return Batch(
+        input_ids=np.concatenate([empty, *sequences]).astype(np.int32, copy=False),
+        token_type_ids=np.zeros(num_tokens, np.int32)
+        if token_type_ids is None
+        else np.concatenate([empty, *token_type_ids]).astype(np.int32, copy=False),
+        position_ids=np.arange(num_tokens, dtype=np.int32) - starts + np.int32(first_position),
+        cu_seqlens=cu_seqlens,
+        skip=np.zeros(len(sequences), np.int32) if skip is None else np.asarray(skip, np.int32),
+    )
+
+
+def plan_batches(
+    seqlens: Sequence[int] | IntArray, *, max_batch_tokens: int, batch_size: int | None = None
+) -> list[IntArray]:
+    """Group texts into batches of at most `max_batch_tokens` tokens, longest first.
+
+    Texts of like length stand together; the sort is stable, so equal texts keep their order. A text
+    longer than the budget gets a batch of its own.
+
+    Args:
+        seqlens: (num_seqs,) tokens of each text.
+        max_batch_tokens: budget of one batch, at least 1.
+        batch_size: most texts in one batch; no cap when None.
+
+    Returns:
+        One int32 array of text indices per batch; together a permutation of all texts.
+
+    Raises:
+        InputError: a budget or a cap below 1.
+    """
+    if max_batch_tokens < 1:
+        raise InputError(f"max_batch_tokens must be at least 1, got {max_batch_tokens}")
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, got {batch_size}")
+    lengths = np.asarray(seqlens, np.int64)
+    order = np.argsort(-lengths, kind="stable").astype(np.int32)
+    batches: list[IntArray] = []
+    begin = 0
+    tokens = 0
+    for i, length in enumerate(lengths[order]):
+        full = tokens + length > max_batch_tokens
+        if i > begin and (full or (batch_size is not None and i - begin == batch_size)):
+            batches.append(order[begin:i])
+            begin, tokens = i, 0
+        tokens += int(length)
+    if begin < order.size:
+        batches.append(order[begin:])
+    return batches

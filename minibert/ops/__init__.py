@@ -1,0 +1,1 @@
+"""One interface to the machine, several implementations of it."""

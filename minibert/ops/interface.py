@@ -1,0 +1,199 @@
+"""The interface between the forward pass and the machine.
+
+`model.py` is written once against `Ops`. An implementation decides where arrays live, how weights
+are laid out and which kernel runs; it never decides what is computed. Arrays and prepared weights
+are opaque to the caller (`Any`): they are only handed back to the same `Ops`.
+
+Shapes below are those of the mathematics; `hidden_states` is `(num_tokens, hidden_size)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minibert.batch import Batch
+
+Array = Any
+"""An array of the device: NumPy, CuPy, or an object private to one Ops."""
+
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"]
+"""`gelu` is x * Phi(x) with the exact erf; `gelu_tanh` its tanh approximation."""
+
+PoolMode = Literal["cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardShape:
+    """What decides the memory of one forward pass.
+
+    Attributes:
+        num_tokens: tokens of the batch.
+        max_seqlen: tokens of its longest text.
+        num_seqs: texts of the batch.
+        hidden_size: width of the hidden states.
+        qkv_size: widest fused query, key and value output over the layers.
+        intermediate_size: widest feed-forward layer.
+        num_heads: most heads of a layer.
+        head_dim: width of a head.
+    """
+
+    num_tokens: int
+    max_seqlen: int
+    num_seqs: int
+    hidden_size: int
+    qkv_size: int
+    intermediate_size: int
+    num_heads: int
+    head_dim: int
+
+
+class Ops(Protocol):
+    """One device, one dtype.
+
+    Weights are prepared once, at load, by `prepare_*`; the preparing call may keep or copy its
+    argument, and never changes it. All other calls happen inside `stream()`.
+
+    An implementation is thread-safe: several threads may each hold a stream. A stream belongs to
+    one thread.
+    """
+
+    name: str
+    """What `engine.explain()` prints: "reference", "cpu", "cuda", "emulator"."""
+    dtype: str
+    """"float32", "float64", "bfloat16", "float16" or "int8": how linear layers compute."""
+    num_streams: int
+    """Batches that may profitably run at once, each in a thread of its own."""
+    preferred_batch_tokens: int
+    """`max_batch_tokens` where the user names none."""
+
+    def stream(self, *, alone: bool) -> AbstractContextManager[Ops]:
+        """Enter the state of one running batch: scratch memory, a CUDA stream, a thread team.
+
+        Args:
+            alone: True when no other batch runs beside this one, so that one batch may use all
+                cores (latency); False when each batch should stay on its own core (throughput).
+
+        Returns:
+            A context manager whose value is the Ops to call. Arrays made inside are valid until
+            it ends; what must survive goes through `download`.
+        """
+        ...
+
+    def scratch_bytes(self, shape: ForwardShape) -> int:
+        """Upper bound of what one stream allocates for a forward pass of this shape, in bytes."""
+        ...
+
+    def close(self) -> None:
+        """Give back threads and device memory. Calls after this are an error."""
+        ...
+
+    # ---- weights, once at load -----------------------------------------------------------------
+    def prepare_linear(
+        self, weight: NDArray[Any], bias: NDArray[Any] | None, *, name: str
+    ) -> Any:
+        """Lay out one linear layer.
+
+        Args:
+            weight: (out_features, in_features), as in the checkpoint; float32, float16 or, as raw
+                uint16, bfloat16 already widened to float32 by the checkpoint reader.
+            bias: (out_features,) or None.
+            name: the parameter's name in the checkpoint, for messages and per-layer decisions.
+        """
+        ...
+
+    def prepare_layer_norm(
+        self, weight: NDArray[Any], bias: NDArray[Any] | None, *, eps: float
+    ) -> Any:
+        """Lay out one layer normalisation, weight and bias (hidden_size,)."""
+        ...
+
+    def prepare_embedding(self, weight: NDArray[Any]) -> Any:
+        """Lay out one embedding table, (num_rows, hidden_size)."""
+        ...
+
+    # ---- transfer ------------------------------------------------------------------------------
+    def upload(self, batch: Batch) -> Any:
+        """Bring a batch to the device; the result is the `batch` argument of the calls below."""
+        ...
+
+    def download(self, array: Array) -> NDArray[np.float32]:
+        """Bring a result to the host as float32 (float64 where dtype is float64); a copy."""
+        ...
+
+    # ---- forward -------------------------------------------------------------------------------
+    def embed(self, batch: Any, tables: Sequence[Any], norm: Any | None) -> Array:
+        """Sum of the embedding tables' rows, then layer_norm.
+
+        Args:
+            batch: from `upload`.
+            tables: word, position, token type, in this order; each may be None except the first.
+                They are looked up by input_ids, position_ids, token_type_ids.
+            norm: from `prepare_layer_norm`, or None.
+
+        Returns:
+            hidden_states (num_tokens, embedding_size).
+        """
+        ...
+
+    def linear(
+        self,
+        hidden: Array,
+        weights: Any,
+        *,
+        activation: Activation | None = None,
+        residual: Array | None = None,
+    ) -> Array:
+        """activation(hidden @ weight.T + bias) + residual.
+
+        Args:
+            hidden: (num_rows, in_features).
+            weights: from `prepare_linear`.
+            activation: applied before the residual is added.
+            residual: (num_rows, out_features).
+
+        Returns:
+            (num_rows, out_features).
+        """
+        ...
+
+    def layer_norm(self, hidden: Array, norm: Any) -> Array:
+        """Each row to mean 0 and variance 1 (biased, plus eps), times weight, plus bias."""
+        ...
+
+    def attention(
+        self, qkv: Array, batch: Any, *, num_heads: int, head_dim: int, softmax_scale: float
+    ) -> Array:
+        """softmax(softmax_scale * Q K^T) V within each sequence, per head.
+
+        Args:
+            qkv: (num_tokens, 3 * num_heads * head_dim); queries, keys, values side by side, each
+                (num_heads, head_dim).
+            batch: from `upload`; a token attends to the tokens of its own sequence only.
+            num_heads: heads of this layer (pruned layers have fewer).
+            head_dim: width of one head.
+            softmax_scale: usually head_dim ** -0.5.
+
+        Returns:
+            context (num_tokens, num_heads * head_dim).
+        """
+        ...
+
+    def pool(self, hidden: Array, batch: Any, mode: PoolMode) -> Array:
+        """One vector per sequence, (num_seqs, hidden_size); `batch.skip` tokens are left out
+        of mean, max, mean_sqrt_len_tokens and weightedmean.
+        """
+        ...
+
+    def normalize(self, rows: Array) -> Array:
+        """Each row divided by max(its L2 norm, 1e-12)."""
+        ...
+
+    def concatenate(self, arrays: Sequence[Array]) -> Array:
+        """Side by side along the last axis."""
+        ...

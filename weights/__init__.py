@@ -1,0 +1,1 @@
+"""What is on disk: checkpoints, name tables, quantization, pruning."""
