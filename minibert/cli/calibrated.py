@@ -1,7 +1,6 @@
 """int8 and uint8 vectors of a stream: the ranges are those of all vectors, so it takes two passes.
 
-Each dimension is divided into 255 steps between its smallest and its largest value, as
-sentence-transformers does for a whole array: `floor((x - minimum) / step)`, and 128 less for int8.
+The result is that of quantizing one array of all vectors, which is never in memory as a whole.
 """
 
 from __future__ import annotations
@@ -12,13 +11,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
-import click
 import numpy as np
 
 from minibert.cli.writers import VectorWriter
-from minibert.errors import InputError
+from minibert.precision import Precision, quantize_embeddings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,18 +28,18 @@ class CalibratedWriter:
     """A writer that spools float32 vectors to the disk and hands them on quantized at the end."""
 
     def __init__(
-        self, writer: VectorWriter, dtype: np.dtype[Any], dimension: int, folder: Path | None
+        self, writer: VectorWriter, precision: Precision, dimension: int, folder: Path | None
     ) -> None:
         """Open the spool.
 
         Args:
             writer: receives the quantized vectors.
-            dtype: int8 or uint8.
+            precision: int8 or uint8.
             dimension: numbers in a vector.
             folder: where the spool lies, nameless; None is the system's temporary folder.
         """
         self._writer = writer
-        self._dtype = dtype
+        self._precision = precision
         self._low = np.full(dimension, np.inf, np.float32)
         self._high = np.full(dimension, -np.inf, np.float32)
         self._num_rows = 0
@@ -69,18 +67,16 @@ class CalibratedWriter:
         Raises:
             InputError: for a single text, whose ranges would be empty.
         """
-        if self._num_rows == 1:
-            raise InputError(
-                f"precision {self._dtype} must be calibrated on two texts or more, got 1; "
-                "use float32 or binary for a single text"
-            )
         self._vectors.seek(0)
         self._texts.seek(0)
-        row_bytes = 4 * self._low.size
-        while block := self._vectors.read(_ROWS * row_bytes):
-            chunk = np.frombuffer(block, np.float32).reshape(-1, self._low.size)
+        # One vector has no ranges: without them, quantize_embeddings says what to do.
+        ranges = np.vstack((self._low, self._high)) if self._num_rows > 1 else None
+        dimension = self._low.size
+        while block := self._vectors.read(_ROWS * dimension * 4):
+            chunk = np.frombuffer(block, np.float32).reshape(-1, dimension)
             texts = [json.loads(line) for line in islice(self._texts, len(chunk))]
-            self._writer.write(quantize(chunk, self._low, self._high, self._dtype), texts)
+            quantized = quantize_embeddings(chunk, self._precision, ranges=ranges)
+            self._writer.write(quantized, texts)
         self._writer.finish()
 
     def close(self) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -15,7 +17,7 @@ from minibert.cli.atomic import AtomicFile
 from minibert.cli.options import debug_option, engine_options
 from minibert.cli.progress import Progress
 from minibert.cli.readers import FORMATS, STDIN, TextReader, find_source
-from minibert.cli.writers import output_format
+from minibert.cli.writers import open_writer, output_format
 from minibert.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,10 +25,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from minibert.engine import Engine
+    from minibert.precision import Precision
 
 
 @click.command()
-@engine_options
+@click.argument("model")
 @click.argument("inputs", metavar="[INPUT]...", nargs=-1)
 @click.option("--text", "literals", multiple=True, help="Encode this text (repeatable).")
 @click.option(
@@ -71,6 +74,7 @@ if TYPE_CHECKING:
 @click.option(
     "--progress/--no-progress", default=None, help="Show a bar.  [default: on a terminal]"
 )
+@engine_options
 @debug_option
 def command(
     model: str,
@@ -109,7 +113,64 @@ def command(
     if with_text and chosen == "npy":
         raise InputError(".npy must hold vectors only, got --with-text; write .jsonl instead")
 
+    import numpy as np
+
+    from minibert.cli.calibrated import CalibratedWriter
     from minibert.engine import Engine
 
+    # int8 and uint8 need the ranges of all vectors, so the stream itself stays float32.
+    calibrated = precision in ("int8", "uint8")
+    encode_keywords: dict[str, Any] = {
+        "prompt": prompt,
+        "prompt_name": prompt_name,
+        "normalize_embeddings": normalize_embeddings,
+        "truncate_dim": truncate_dim,
+        "batch_size": batch_size,
+        "precision": "float32" if calibrated else precision,
+    }
     with ExitStack() as stack:
         engine = stack.enter_context(Engine.from_pretrained(model, **engine_keywords))
+        chunks = _encode(engine, reader, chunk_size, encode_keywords)
+        first = next(chunks, None)
+        if first is None:
+            warnings.warn("there is no text in the input", stacklevel=1)
+            first = engine.encode([], **encode_keywords), []
+        dtype, dimension = first[0].dtype, first[0].shape[1]
+
+        file = stack.enter_context(target) if target else cast(BinaryIO, sys.stdout.buffer)
+        written = np.dtype(precision) if calibrated else dtype
+        writer = open_writer(file, chosen, written, dimension, with_text=with_text)
+        if calibrated:
+            folder = target.path.parent if target else None
+            spool = CalibratedWriter(writer, cast("Precision", precision), dimension, folder)
+            writer = stack.enter_context(closing(spool))
+        bar = stack.enter_context(Progress(reader.total_bytes, shown=progress))
+        for vectors, texts in chain([first], chunks):
+            writer.write(vectors, texts)
+            bar.update(len(texts), reader.done_bytes)
+        writer.finish()
+
+
+def _output_file(output: Path | None, overwrite: bool, inputs: tuple[str, ...]) -> AtomicFile | None:
+    """Check the output before a model is loaded; None is standard output."""
+    if output is None:
+        return None
+    for name in inputs:
+        if name != STDIN and output.exists() and output.samefile(name):
+            raise InputError(f"output must be another file than the input, got '{output}'")
+    return AtomicFile(output, overwrite=overwrite)
+
+
+def _encode(
+    engine: Engine, reader: TextReader, chunk_size: int, keywords: dict[str, Any]
+) -> Iterator[tuple[NDArray[np.generic], list[str]]]:
+    """Yield the vectors of a chunk, (n, dimension), and its n texts."""
+    pending: deque[str] = deque()
+
+    def texts() -> Iterator[str]:
+        for text in reader:
+            pending.append(text)
+            yield text
+
+    for vectors in engine.encode_stream(texts(), chunk_size=chunk_size, **keywords):
+        yield vectors, [pending.popleft() for _ in range(len(vectors))]

@@ -10,6 +10,7 @@ from minibert.cli.options import debug_option, engine_options
 
 
 @click.command()
+@click.argument("model")
 @engine_options
 @debug_option
 def command(model: str, **engine_keywords: Any) -> None:

@@ -98,7 +98,7 @@ _ENGINE_OPTIONS = (
 
 
 def engine_options(function: Decorated) -> Decorated:
-    """Add MODEL and the keywords of `Engine.from_pretrained`, under the same names."""
+    """Add the keywords of `Engine.from_pretrained`, under the same names."""
     for option in reversed(_ENGINE_OPTIONS):
         function = option(function)
-    return click.argument("model")(function)
+    return function

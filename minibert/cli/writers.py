@@ -60,7 +60,7 @@ def output_format(path: Path) -> str:
 
 
 def open_writer(
-    file: BinaryIO, chosen: str, *, dtype: np.dtype[Any], dimension: int, with_text: bool
+    file: BinaryIO, chosen: str, dtype: np.dtype[Any], dimension: int, *, with_text: bool
 ) -> VectorWriter:
     """Return the writer of a format on an open binary file.
 
@@ -69,14 +69,9 @@ def open_writer(
         chosen: npy, jsonl or parquet.
         dtype: of the vectors: float32, int8 or uint8.
         dimension: numbers in a vector.
-        with_text: whether each row carries its text (not for npy).
-
-    Raises:
-        InputError: for `with_text` and npy.
+        with_text: whether each row carries its text; npy has no place for it.
     """
     if chosen == "npy":
-        if with_text:
-            raise InputError(".npy must hold vectors only, got --with-text; write .jsonl instead")
         return NpyWriter(file, dtype, dimension)
     if chosen == "jsonl":
         return JsonlWriter(file, with_text=with_text)
