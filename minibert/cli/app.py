@@ -100,7 +100,7 @@ def _discard_stdout() -> None:
 
 @contextmanager
 def _signals_as_exits() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into SystemExit, so that `finally` blocks remove what is half done."""
+    """Make SIGTERM and SIGHUP raise SystemExit, so that what is half done is removed."""
 
     def leave(signum: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + signum)
@@ -144,7 +144,7 @@ def _warnings_as_lines() -> Iterator[None]:
 @click.version_option(minibert.__version__, prog_name="minibert")
 @debug_option
 def app() -> None:
-    """BERT inference from scratch: pure arrays, own kernels, no deep-learning framework.
+    r"""BERT inference from scratch: pure arrays, own kernels, no deep-learning framework.
 
     Start with `minibert demo`, or with
 

@@ -35,7 +35,8 @@ class AtomicFile:
         self.overwrite = overwrite
         self._mode: int | None = None
         self._check(path)
-        self._partial = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.partial")
+        stem = self.path.name[:40]  # a name may have 255 bytes, and this one must fit too
+        self._partial = self.path.with_name(f".{stem}.{secrets.token_hex(4)}.partial")
         self._file: BinaryIO | None = None
 
     def _check(self, path: Path) -> None:
@@ -48,11 +49,18 @@ class AtomicFile:
             mode = self.path.stat().st_mode
         except FileNotFoundError:
             return
+        except OSError as error:
+            raise self._unwritable(error) from error
         if not stat.S_ISREG(mode):
             raise InputError(f"output must be a regular file, got '{path}'")
         if not self.overwrite:
             raise self._taken()
         self._mode = stat.S_IMODE(mode)
+
+    def _unwritable(self, error: OSError) -> InputError:
+        return InputError(
+            f"output must be a file that can be written, got '{self.path}': {error.strerror}"
+        )
 
     def _taken(self) -> InputError:
         return InputError(
@@ -64,9 +72,7 @@ class AtomicFile:
         try:
             descriptor = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         except OSError as error:
-            raise InputError(
-                f"output must be a name that can be written, got '{self.path}': {error.strerror}"
-            ) from error
+            raise self._unwritable(error) from error
         self._file = cast(BinaryIO, os.fdopen(descriptor, "w+b"))
         return self._file
 

@@ -80,5 +80,6 @@ class CalibratedWriter:
         self._writer.finish()
 
     def close(self) -> None:
-        """Remove the spool."""
+        """Remove the spool and close the writer."""
         self._stack.close()
+        self._writer.close()

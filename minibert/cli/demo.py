@@ -35,7 +35,7 @@ _EIGHTHS = " ▏▎▍▌▋▊▉"
 @click.option(
     "--top", type=click.IntRange(min=1), default=3, show_default=True, help="Answers to show."
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, numpy or cuda.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads to use.")
 @debug_option
 def command(

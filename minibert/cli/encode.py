@@ -54,7 +54,9 @@ if TYPE_CHECKING:
 @click.option("--with-text", is_flag=True, help="Keep each text beside its vector.")
 @click.option("--prompt", help="Put this before every text.")
 @click.option("--prompt-name", help="Put the model's prompt of this name before every text.")
-@click.option("--normalize", "normalize_embeddings", is_flag=True, help="Scale vectors to length 1.")
+@click.option(
+    "--normalize", "normalize_embeddings", is_flag=True, help="Scale vectors to length 1."
+)
 @click.option("--truncate-dim", type=click.IntRange(min=1), help="Keep the first N numbers.")
 @click.option(
     "--precision",
@@ -105,9 +107,7 @@ def command(
     """
     if not inputs and not literals:
         raise click.UsageError("nothing to encode: give INPUT, - for standard input, or --text")
-    reader = TextReader(
-        literals, [find_source(name, input_format) for name in inputs], field_name
-    )
+    reader = TextReader(literals, [find_source(name, input_format) for name in inputs], field_name)
     target = _output_file(output, overwrite, inputs)
     chosen = "jsonl" if output is None else output_format(output)
     if with_text and chosen == "npy":
@@ -142,8 +142,8 @@ def command(
         writer = open_writer(file, chosen, written, dimension, with_text=with_text)
         if calibrated:
             folder = target.path.parent if target else None
-            spool = CalibratedWriter(writer, cast("Precision", precision), dimension, folder)
-            writer = stack.enter_context(closing(spool))
+            writer = CalibratedWriter(writer, cast("Precision", precision), dimension, folder)
+        stack.enter_context(closing(writer))
         bar = stack.enter_context(Progress(reader.total_bytes, shown=progress))
         for vectors, texts in chain([first], chunks):
             writer.write(vectors, texts)
@@ -151,7 +151,9 @@ def command(
         writer.finish()
 
 
-def _output_file(output: Path | None, overwrite: bool, inputs: tuple[str, ...]) -> AtomicFile | None:
+def _output_file(
+    output: Path | None, overwrite: bool, inputs: tuple[str, ...]
+) -> AtomicFile | None:
     """Check the output before a model is loaded; None is standard output."""
     if output is None:
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,18 +11,6 @@ import click
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 _DEBUG_KEY = "minibert.debug"
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
-
-
-def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Return the number of bytes of a size such as 500MB (10^6) or 2GiB (2^30)."""
-    if value is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?b?", value.strip().lower())
-    size_bytes = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
-    if size_bytes < 1:
-        raise click.BadParameter(f"a size must be positive and read like 2GiB, got {value!r}")
-    return size_bytes
 
 
 def _set_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -49,9 +36,9 @@ def debug_option(function: Decorated) -> Decorated:
 
 
 _ENGINE_OPTIONS = (
-    click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, numpy or cuda."),
     click.option(
-        "--dtype", default="float32", show_default=True, help="float32, bfloat16, float16 or int8."
+        "--dtype", default="float32", show_default=True, help="How linear layers compute."
     ),
     click.option(
         "--matmul-precision",
@@ -66,9 +53,7 @@ _ENGINE_OPTIONS = (
         type=click.IntRange(min=1),
         help="Tokens in a batch, at most.  [default: chosen for the device]",
     ),
-    click.option(
-        "--memory-limit", metavar="SIZE", callback=_size, help="Peak of working memory: 2GiB."
-    ),
+    click.option("--memory-limit", metavar="SIZE", help="Peak of working memory, such as 512MB."),
     click.option(
         "--truncation",
         type=click.Choice(["warn", "error", "silent"]),
@@ -89,6 +74,12 @@ _ENGINE_OPTIONS = (
         help="The end at which a long text is cut.",
     ),
     click.option("--threads", type=click.IntRange(min=1), help="CPU threads to use."),
+    click.option(
+        "--ignore-config-key",
+        "ignore_config_keys",
+        multiple=True,
+        help="Key of config.json known to have no effect (repeatable).",
+    ),
     click.option("--revision", help="Branch, tag or commit of a model on the hub."),
     click.option(
         "--cache-folder", type=click.Path(file_okay=False, path_type=Path), help="The hub's cache."

@@ -8,9 +8,9 @@
 | parquet | the string in the column `field` | .parquet |
 
 The first three are UTF-8, with or without a byte order mark, lines ending in LF or CRLF, and may
-carry `.gz` after their ending. Only blank lines between JSON objects or CSV rows are skipped: an empty
-line of a text file is an empty text, so that row i belongs to line i. What cannot be read is an
-`InputError` that names the file and the line.
+carry `.gz` after their ending. Only blank lines between JSON objects or CSV rows are skipped: an
+empty line of a text file is an empty text, so that row i belongs to line i. What cannot be read is
+an `InputError` that names the file and the line.
 """
 
 from __future__ import annotations
@@ -185,7 +185,9 @@ def _jsonl(name: str, lines: Iterator[tuple[int, str]], field_name: str) -> Iter
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{where}: must be a JSON object, got invalid JSON: {error}") from error
+            raise InputError(
+                f"{where}: must be a JSON object, got invalid JSON: {error}"
+            ) from error
         if not isinstance(record, dict):
             raise InputError(f"{where}: must be a JSON object, got {_json_type(record)}")
         if field_name not in record:

@@ -38,7 +38,10 @@ class VectorWriter(Protocol):
         """Append (n, dimension) vectors and the n texts that they belong to."""
 
     def finish(self) -> None:
-        """Write what belongs at the end, or at the beginning."""
+        """Write what belongs at the end, or at the beginning: the file is whole."""
+
+    def close(self) -> None:
+        """Let go of everything but the file; without `finish`, the file stays a fragment."""
 
 
 def output_format(path: Path) -> str:
@@ -107,6 +110,9 @@ class NpyWriter:
         self._file.seek(0)
         self._file.write(self._header())
 
+    def close(self) -> None:
+        """Nothing is held."""
+
 
 class JsonlWriter:
     """One JSON object a line."""
@@ -131,6 +137,9 @@ class JsonlWriter:
     def finish(self) -> None:
         """Hand the last lines to whoever reads them."""
         self._file.flush()
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 class ParquetWriter:
@@ -164,6 +173,11 @@ class ParquetWriter:
     def finish(self) -> None:
         """Write the footer."""
         self._writer.close()
+
+    def close(self) -> None:
+        """End pyarrow's writer while its file is still open; after `finish` there is none."""
+        if self._writer.is_open:
+            self._writer.close()
 
 
 def _pyarrow() -> tuple[Any, Any]:
