@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import signal
 import sys
@@ -143,7 +144,8 @@ def _warnings_as_lines() -> Iterator[None]:
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(minibert.__version__, prog_name="minibert")
 @debug_option
-def app() -> None:
+@click.pass_context
+def app(ctx: click.Context) -> None:
     r"""BERT inference from scratch: pure arrays, own kernels, no deep-learning framework.
 
     Start with `minibert demo`, or with
@@ -151,8 +153,13 @@ def app() -> None:
     \b
         minibert encode MODEL texts.txt -o vectors.npy
     """
+    if os.environ.get("NO_COLOR"):
+        ctx.color = False
 
 
 def main() -> None:
     """Run the command line: the entry point of the `minibert` script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows a ?
     app(prog_name="minibert")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 import time
 from pathlib import Path
@@ -114,4 +115,6 @@ def _bar(score: float) -> str:
     eighths = round(max(0.0, min(1.0, score)) * _BAR_CELLS * 8)
     full, part = divmod(eighths, 8)
     bar = "█" * full + (_EIGHTHS[part] if part else "")
+    if not (sys.stdout.encoding or "").lower().startswith("utf"):
+        bar = "#" * round(eighths / 8)
     return bar.ljust(_BAR_CELLS)
