@@ -224,6 +224,18 @@ class Engine:
         """Texts that were cut to `max_length` since the engine was made."""
         return self._counts["truncated"]
 
+    def memory_bound(self, texts: Sequence[str]) -> int:
+        """Most bytes that `encode(texts)` takes beyond the loaded engine and the texts themselves.
+
+        Scratch memory of all streams, token ids, the tokenizer's own, and the result.
+        """
+        return self._runner.memory_bound(
+            num_texts=len(texts),
+            num_tokens=sum(min(n, self.max_length) for n in self.token_count(texts)),
+            characters=max(map(len, texts), default=0),
+            dimension=output_dimension(self._loaded.steps, self._loaded.config.hidden_size),
+        )
+
     def explain(self) -> str:
         """A report of every decision and where it came from."""
         return explain(
