@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from minibert.cli import app
+from minibert.cli.fetch import MODEL_NAME, default_models_folder
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 WORDS = "the a cat dog sat on mat and bread stays soft in paper bag ice lake walk safe sun moon"
@@ -74,3 +75,12 @@ def start() -> Callable[..., subprocess.Popen[bytes]]:
         )
 
     return popen
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The demonstration model, where `make model` has put it."""
+    folder = default_models_folder() / MODEL_NAME
+    if not folder.is_dir():
+        pytest.skip("`make model` obtains the real model once")
+    return folder
