@@ -17,9 +17,13 @@ import minibert
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 UNBUILT = {".git", ".venv", "build", "dist", "shared", "__pycache__", ".mypy_cache", ".hypothesis"}
-INSTALLED_AS = {"minibert": "minibert", "kernels": "minibert/kernels", "weights": "minibert/weights"}
+INSTALLED_AS = {
+    "minibert": "minibert",
+    "kernels": "minibert/kernels",
+    "weights": "minibert/weights",
+}
 PROGRAM = """
-import importlib.metadata, importlib.util, pathlib, pkgutil, sys
+import importlib.metadata, importlib.util, pathlib
 import minibert
 from minibert.data import demo_texts, demo_vectors
 from minibert.kernels import cuda
