@@ -52,10 +52,10 @@ inline Vec::type gelu(Vec::type x) {
   return Vec::sub(Vec::max(Vec::zero(), x), tail);
 }
 
-// x / (1 + exp(-y)).
+// x / (1 + exp(-y)), for y of the sign of x. Below -200 x no longer matters: the quotient is 0.
 inline Vec::type times_sigmoid(Vec::type x, Vec::type y) {
   const Vec::type one = Vec::broadcast(1.0f);
-  return Vec::div(x, Vec::add(one, exponential(Vec::sub(Vec::zero(), y))));
+  return Vec::div(Vec::max(Vec::broadcast(-200.0f), x), Vec::add(one, exponential(Vec::sub(Vec::zero(), y))));
 }
 
 // 0.5 * x * (1 + tanh(u)) = x * sigmoid(2 u), u = sqrt(2 / pi) * (x + 0.044715 x^3).

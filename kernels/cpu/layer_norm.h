@@ -2,8 +2,8 @@
 // embedding rows that precedes it at the bottom of the encoder.
 //
 // (num_rows, hidden_size) -> the same, out may be hidden. Three passes over a row that stays in the
-// first-level cache: sum, squared differences (two passes: no cancellation), result. Sums are held
-// in the lanes of two vectors. Bound: reading and writing each row once.
+// first-level cache: sum, differences and their squares (no cancellation), result. Sums are held in
+// the lanes of two vectors. Bound: reading and writing each row once.
 #pragma once
 
 #include "tile.h"
@@ -37,23 +37,31 @@ inline void store_up_to(float* p, Vec::type x, int64_t lanes) {
     Vec::store_partial(p, x, lanes);
 }
 
+// The mean in float32 is off by its own rounding, which matters where the mean is large against the
+// deviation. The second pass also sums the differences: their mean is what the first pass missed.
 inline void normalize_row(float* out, const float* row, const Norm& norm, int64_t size) {
-  const float mean =
-      sum_over_row(size, [&](int64_t c, int64_t n) { return load_up_to(row + c, n); }) /
-      (float)size;
-  const Vec::type center = Vec::broadcast(mean);
-  const float variance = sum_over_row(size, [&](int64_t c, int64_t n) {
-                           // Lanes past the end count as the mean: they add nothing.
-                           Vec::type x = load_up_to(row + c, n);
-                           if (n < Vec::kLanes) x = Vec::keep_first(x, n, center);
-                           const Vec::type difference = Vec::sub(x, center);
-                           return Vec::mul(difference, difference);
-                         }) /
-                         (float)size;
-  const Vec::type scale = Vec::broadcast(1.0f / __builtin_sqrtf(variance + norm.eps));
+  const float count = (float)size;
+  const float rough_mean =
+      sum_over_row(size, [&](int64_t c, int64_t n) { return load_up_to(row + c, n); }) / count;
+  const Vec::type center = Vec::broadcast(rough_mean);
+  Vec::type missed_sums = Vec::zero();
+  const float squares = sum_over_row(size, [&](int64_t c, int64_t n) {
+    // Lanes past the end count as the mean: they add nothing.
+    Vec::type x = load_up_to(row + c, n);
+    if (n < Vec::kLanes) x = Vec::keep_first(x, n, center);
+    const Vec::type difference = Vec::sub(x, center);
+    missed_sums = Vec::add(missed_sums, difference);
+    return Vec::mul(difference, difference);
+  });
+  const float missed = Vec::reduce_add(missed_sums) / count;
+  const float variance = squares / count - missed * missed;
+  const Vec::type shift = Vec::broadcast(missed);
+  const Vec::type scale =
+      Vec::broadcast(1.0f / __builtin_sqrtf((variance > 0.0f ? variance : 0.0f) + norm.eps));
   for (int64_t c = 0; c < size; c += Vec::kLanes) {
     const int64_t n = min_of(Vec::kLanes, size - c);
-    const Vec::type x = Vec::mul(Vec::sub(load_up_to(row + c, n), center), scale);
+    const Vec::type difference = Vec::sub(load_up_to(row + c, n), center);
+    const Vec::type x = Vec::mul(Vec::sub(difference, shift), scale);
     const Vec::type bias = norm.bias ? load_up_to(norm.bias + c, n) : Vec::zero();
     store_up_to(out + c, Vec::fma(x, load_up_to(norm.weight + c, n), bias), n);
   }

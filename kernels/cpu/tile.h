@@ -12,6 +12,11 @@ namespace {
 
 constexpr int64_t kPanelCols = Vec::kTileVecs * Vec::kLanes;
 
+// A sum in one accumulator loses about a rounding per term. It is therefore broken after kChain
+// terms and the pieces are added: half the error, for one addition in kChain, which runs
+// beside the multiply-adds.
+constexpr int64_t kChain = 128;
+
 template <int kRows>
 inline __attribute__((always_inline)) void multiply_tile(float* __restrict__ out,
                                                          int64_t out_stride,
@@ -19,28 +24,33 @@ inline __attribute__((always_inline)) void multiply_tile(float* __restrict__ out
                                                          int64_t a_stride,
                                                          const float* __restrict__ panel,
                                                          int64_t depth) {
-  Vec::type acc[kRows][Vec::kTileVecs];
+  for (int64_t begin = 0; begin == 0 || begin < depth; begin += kChain) {
+    Vec::type acc[kRows][Vec::kTileVecs];
 #pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r)
+    for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-    for (int c = 0; c < Vec::kTileVecs; ++c) acc[r][c] = Vec::zero();
-  for (int64_t k = 0; k < depth; ++k) {
-    Vec::type b[Vec::kTileVecs];
+      for (int c = 0; c < Vec::kTileVecs; ++c) acc[r][c] = Vec::zero();
+    const int64_t end = begin + kChain < depth ? begin + kChain : depth;
+    for (int64_t k = begin; k < end; ++k) {
+      Vec::type b[Vec::kTileVecs];
 #pragma GCC unroll 4
-    for (int c = 0; c < Vec::kTileVecs; ++c) b[c] = Vec::load(panel + c * Vec::kLanes);
-    panel += kPanelCols;
+      for (int c = 0; c < Vec::kTileVecs; ++c) b[c] = Vec::load(panel + c * Vec::kLanes);
+      panel += kPanelCols;
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      const Vec::type x = Vec::broadcast(a[r * a_stride + k]);
+      for (int r = 0; r < kRows; ++r) {
+        const Vec::type x = Vec::broadcast(a[r * a_stride + k]);
 #pragma GCC unroll 4
-      for (int c = 0; c < Vec::kTileVecs; ++c) acc[r][c] = Vec::fma(x, b[c], acc[r][c]);
+        for (int c = 0; c < Vec::kTileVecs; ++c) acc[r][c] = Vec::fma(x, b[c], acc[r][c]);
+      }
     }
-  }
 #pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r)
+    for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-    for (int c = 0; c < Vec::kTileVecs; ++c)
-      Vec::store(out + r * out_stride + c * Vec::kLanes, acc[r][c]);
+      for (int c = 0; c < Vec::kTileVecs; ++c) {
+        float* sum = out + r * out_stride + c * Vec::kLanes;
+        Vec::store(sum, begin == 0 ? acc[r][c] : Vec::add(Vec::load(sum), acc[r][c]));
+      }
+  }
 }
 
 // The template above for a number of rows known at run time. Not inlined: one copy per path.
