@@ -46,7 +46,7 @@ def make_ops(
 
 
 def _cpu(device: str, dtype: str, matmul_precision: str, threads: int | None) -> tuple[Ops, str]:
-    """The kernels where they were built; else NumPy, whose float32 is exact enough for "highest"."""
+    """The kernels where they were built; else NumPy, whose float32 meets every precision."""
     if device == "numpy":
         return ReferenceOps(dtype), "asked for"
     if dtype == "float64":
