@@ -92,7 +92,8 @@ def test_shards_are_read_as_one(tmp_path: Path) -> None:
     save_file({"a": VALUES["a"], "b": VALUES["b"]}, tmp_path / "model-1.safetensors")
     save_file({"c": VALUES["c"]}, tmp_path / "model-2.safetensors")
     write_index(
-        tmp_path, {"a": "model-1.safetensors", "b": "model-1.safetensors", "c": "model-2.safetensors"}
+        tmp_path,
+        {"a": "model-1.safetensors", "b": "model-1.safetensors", "c": "model-2.safetensors"},
     )
     tensors = open_tensors(tmp_path)
     assert {name: tensors[name].file.name for name in tensors} == {
