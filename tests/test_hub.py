@@ -164,7 +164,7 @@ def test_other_failures_of_the_hub_keep_their_reason(
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(ModelNotFoundError, match="'org/other' could not be fetched: .") as caught:
+    with pytest.raises(ModelNotFoundError, match=r"'org/other' could not be fetched: .") as caught:
         find_model("org/other")
     assert caught.value.__cause__ is error
 
