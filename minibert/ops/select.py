@@ -36,8 +36,10 @@ def make_ops(
             f"matmul_precision must be one of {', '.join(MATMUL_PRECISIONS)}, "
             f"got {matmul_precision!r}"
         )
-    if threads is not None and threads < 1:
-        raise DeviceError(f"threads must be at least 1, got {threads}")
+    if threads is not None and (
+        isinstance(threads, bool) or not isinstance(threads, int) or threads < 1
+    ):
+        raise DeviceError(f"threads must be at least 1, got {threads!r}")
     if device not in DEVICES:
         raise DeviceError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
     ops, reason = _cpu(device, dtype, matmul_precision, threads)
@@ -46,7 +48,7 @@ def make_ops(
 
 
 def _cpu(device: str, dtype: str, matmul_precision: str, threads: int | None) -> tuple[Ops, str]:
-    """The kernels where they were built; else NumPy, whose float32 is exact enough for "highest"."""
+    """The kernels where they were built; else NumPy, whose float32 meets every precision."""
     if device == "numpy":
         return ReferenceOps(dtype), "asked for"
     if dtype == "float64":
