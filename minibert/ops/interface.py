@@ -185,8 +185,11 @@ class Ops(Protocol):
         ...
 
     def pool(self, hidden: Array, batch: Any, mode: PoolMode) -> Array:
-        """One vector per sequence, (num_seqs, hidden_size); `batch.skip` tokens are left out
-        of mean, max, mean_sqrt_len_tokens and weightedmean.
+        """One vector per sequence, (num_seqs, hidden_size).
+
+        The first `batch.skip` tokens of a sequence are left out: `cls` takes the first token that
+        is kept, `weightedmean` weighs a token by its position (from 1) in the whole sequence.
+        `batch.skip` is always less than the sequence's length.
         """
         ...
 

@@ -1,0 +1,90 @@
+"""From a model's name to a folder: a local path, the HuggingFace cache, or the hub.
+
+A path that exists is used as it is and never opens a socket; `huggingface_hub` is imported only
+for names that are not folders.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from minibert.errors import MissingDependencyError, ModelNotFoundError
+
+_WANTED = ["*.json", "*.txt", "*.safetensors", "[0-9]*_*/*"]
+_UNWANTED = ["onnx/*", "openvino/*", "*.bin", "*.h5", "*.msgpack", "*.onnx", "*.ot", "*.pt"]
+_DEFAULT_ORGANISATION = "sentence-transformers"
+
+
+def find_model(
+    path_or_name: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_folder: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """Find the folder of a model, downloading it where allowed.
+
+    Args:
+        path_or_name: a folder, or a hub name ("org/name"; a bare name is looked for under
+            sentence-transformers, as that library does).
+        revision: branch, tag or commit on the hub.
+        token: hub token, or True for the stored one.
+        cache_folder: where downloads go; the hub library's cache when None.
+        local_files_only: use only what is on this machine; no network.
+
+    Raises:
+        ModelNotFoundError: no such folder, not in the cache, not on the hub, or no network.
+        MissingDependencyError: a hub name without huggingface_hub installed.
+    """
+    folder = Path(path_or_name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ModelNotFoundError(f"{folder} must be a model folder, it is a file")
+    name = os.fspath(path_or_name)
+    if not name or name[0] in "./~" or "\\" in name or name.count("/") > 1:
+        raise ModelNotFoundError(f"model folder {name!r} must exist, there is none")
+    if "/" not in name:
+        name = f"{_DEFAULT_ORGANISATION}/{name}"
+    return _from_hub(name, revision, token, cache_folder, local_files_only)
+
+
+def _from_hub(
+    name: str,
+    revision: str | None,
+    token: str | bool | None,
+    cache_folder: str | os.PathLike[str] | None,
+    local_files_only: bool,
+) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    except ImportError:
+        raise MissingDependencyError(
+            f"{name!r} is no folder here, and fetching it from the hub needs huggingface_hub: "
+            "pip install 'minibert-engine[hub]'"
+        ) from None
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                token=token,
+                cache_dir=None if cache_folder is None else os.fspath(cache_folder),
+                local_files_only=local_files_only,
+                allow_patterns=_WANTED,
+                ignore_patterns=_UNWANTED,
+            )
+        )
+    except HFValidationError as error:
+        raise ModelNotFoundError(f"{name!r} is neither a folder nor a hub name: {error}") from None
+    except LocalEntryNotFoundError:
+        reason = "local_files_only is set" if local_files_only else "the hub cannot be reached"
+        raise ModelNotFoundError(
+            f"{name!r} is neither a folder nor in the local cache, and {reason}"
+        ) from None
+    except (OSError, ValueError) as error:  # no such repository, no rights, no network
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise ModelNotFoundError(f"{name!r} could not be fetched: {first_line}") from error

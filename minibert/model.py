@@ -1,0 +1,154 @@
+"""The forward pass of a BERT-family encoder, written once against `Ops`.
+
+Bottom-up pure functions; each line that changes a shape ends in it. T stands for num_tokens (all
+texts of the batch, packed), d for hidden_size, h for the heads of a layer, k for head_dim.
+
+Devlin et al., "BERT", 2018 (arXiv 1810.04805); Vaswani et al., 2017 (arXiv 1706.03762).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from minibert.config import EncoderConfig
+from minibert.ops.interface import Array, ForwardShape, Ops
+from minibert.weights.checkpoint import EncoderWeights, LayerWeights
+
+
+@dataclass(frozen=True, slots=True)
+class LayerParameters:
+    """One layer's weights as its Ops laid them out, and the layer's own shape."""
+
+    num_heads: int
+    intermediate_size: int
+    qkv: Any
+    attention_output: Any
+    attention_norm: Any
+    intermediate: Any
+    output: Any
+    output_norm: Any
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderParameters:
+    """An encoder's weights as its Ops laid them out; tables are word, position, token type."""
+
+    tables: tuple[Any, Any, Any]
+    embedding_norm: Any
+    projection: Any
+    layers: tuple[LayerParameters, ...]
+
+
+def prepare(ops: Ops, weights: EncoderWeights, config: EncoderConfig) -> EncoderParameters:
+    """Hand all weights to the device, once, at load."""
+    eps = config.layer_norm_eps
+
+    def linear(name: str, source: Any) -> Any:
+        return ops.prepare_linear(source.weight, source.bias, name=name)
+
+    def norm(source: Any) -> Any:
+        return ops.prepare_layer_norm(source.weight, source.bias, eps=eps)
+
+    def table(weight: Any) -> Any:
+        return None if weight is None else ops.prepare_embedding(weight)
+
+    def layer(i: int, source: LayerWeights) -> LayerParameters:
+        return LayerParameters(
+            num_heads=source.num_heads,
+            intermediate_size=source.intermediate.weight.shape[0],
+            qkv=linear(f"layer.{i}.qkv", source.qkv),
+            attention_output=linear(f"layer.{i}.attention_output", source.attention_output),
+            attention_norm=norm(source.attention_norm),
+            intermediate=linear(f"layer.{i}.intermediate", source.intermediate),
+            output=linear(f"layer.{i}.output", source.output),
+            output_norm=norm(source.output_norm),
+        )
+
+    return EncoderParameters(
+        tables=(table(weights.word), table(weights.position), table(weights.token_type)),
+        embedding_norm=norm(weights.embedding_norm),
+        projection=linear("projection", weights.projection) if weights.projection else None,
+        layers=tuple(layer(i, source) for i, source in enumerate(weights.layers)),
+    )
+
+
+def embed(ops: Ops, batch: Any, parameters: EncoderParameters) -> Array:
+    """Token, position and type embeddings, summed and normalised, projected if narrower."""
+    hidden_states = ops.embed(batch, parameters.tables, parameters.embedding_norm)  # (T, e)
+    if parameters.projection is not None:
+        hidden_states = ops.linear(hidden_states, parameters.projection)  # (T, d)
+    return hidden_states
+
+
+def attention(
+    ops: Ops, hidden_states: Array, batch: Any, layer: LayerParameters, head_dim: int
+) -> Array:
+    """Self-attention within each text, output projection, residual, layer_norm."""
+    qkv = ops.linear(hidden_states, layer.qkv)  # (T, 3 * h * k)
+    context = ops.attention(
+        qkv,
+        batch,
+        num_heads=layer.num_heads,
+        head_dim=head_dim,
+        softmax_scale=head_dim**-0.5,
+    )  # (T, h * k)
+    summed = ops.linear(context, layer.attention_output, residual=hidden_states)  # (T, d)
+    return ops.layer_norm(summed, layer.attention_norm)  # (T, d)
+
+
+def feed_forward(
+    ops: Ops, hidden_states: Array, layer: LayerParameters, config: EncoderConfig
+) -> Array:
+    """Two linear layers around the activation, residual, layer_norm."""
+    wide = ops.linear(hidden_states, layer.intermediate, activation=config.hidden_act)  # (T, f)
+    summed = ops.linear(wide, layer.output, residual=hidden_states)  # (T, d)
+    return ops.layer_norm(summed, layer.output_norm)  # (T, d)
+
+
+def encoder_layer(
+    ops: Ops, hidden_states: Array, batch: Any, layer: LayerParameters, config: EncoderConfig
+) -> Array:
+    """One transformer layer, post-norm."""
+    hidden_states = attention(ops, hidden_states, batch, layer, config.head_dim)  # (T, d)
+    return feed_forward(ops, hidden_states, layer, config)  # (T, d)
+
+
+def encode(ops: Ops, batch: Any, parameters: EncoderParameters, config: EncoderConfig) -> Array:
+    """The whole encoder.
+
+    Args:
+        ops: a stream (`Ops.stream`).
+        batch: from `ops.upload`.
+        parameters: from `prepare` with the same Ops.
+        config: the checkpoint's.
+
+    Returns:
+        last_hidden_state (num_tokens, hidden_size), packed like the batch.
+    """
+    hidden_states = embed(ops, batch, parameters)  # (T, d)
+    for layer in parameters.layers:
+        hidden_states = encoder_layer(ops, hidden_states, batch, layer, config)  # (T, d)
+    return hidden_states
+
+
+def forward_shape(
+    config: EncoderConfig,
+    parameters: EncoderParameters,
+    *,
+    num_tokens: int,
+    max_seqlen: int,
+    num_seqs: int,
+) -> ForwardShape:
+    """What decides the memory of a pass over such a batch, from the layers' own shapes."""
+    heads = max(layer.num_heads for layer in parameters.layers)
+    return ForwardShape(
+        num_tokens=num_tokens,
+        max_seqlen=max_seqlen,
+        num_seqs=num_seqs,
+        hidden_size=max(config.hidden_size, config.embedding_size),
+        qkv_size=3 * heads * config.head_dim,
+        intermediate_size=max(layer.intermediate_size for layer in parameters.layers),
+        num_heads=heads,
+        head_dim=config.head_dim,
+    )

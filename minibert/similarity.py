@@ -1,0 +1,61 @@
+"""Scores between embeddings: the four functions of sentence-transformers, larger is more alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minibert.errors import InputError
+from minibert.sentence_config import SIMILARITIES
+
+_BLOCK = 1 << 22  # elements of the differences that manhattan holds at once
+
+
+def similarity(
+    first: NDArray[Any], second: NDArray[Any], function: str = "cosine"
+) -> NDArray[np.float32]:
+    """All scores between two sets of embeddings.
+
+    Args:
+        first: (n, dimension) or (dimension,).
+        second: (m, dimension) or (dimension,).
+        function: cosine, dot, euclidean or manhattan; the last two are negative distances.
+
+    Returns:
+        (n, m) float32.
+
+    Raises:
+        InputError: an unknown function, or dimensions that differ.
+    """
+    if function not in SIMILARITIES:
+        raise InputError(
+            f"similarity must be one of {', '.join(SIMILARITIES)}, got {function!r}"
+        )
+    a, b = (np.atleast_2d(np.asarray(rows, np.float32)) for rows in (first, second))
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise InputError(
+            f"embeddings must be two-dimensional and of one width, got {a.shape} and {b.shape}"
+        )
+    if function == "cosine":
+        a, b = normalize_rows(a), normalize_rows(b)
+    if function in ("cosine", "dot"):
+        return np.asarray(a @ b.T, np.float32)
+    if function == "euclidean":
+        # |a - b|^2 by its expansion would cancel for near vectors; float64 keeps their distance.
+        wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
+        squares = (wide_a**2).sum(1)[:, None] + (wide_b**2).sum(1) - 2.0 * (wide_a @ wide_b.T)
+        return -np.sqrt(np.maximum(squares, 0.0)).astype(np.float32)
+    out = np.empty((len(a), len(b)), np.float32)
+    rows = max(1, _BLOCK // max(1, b.size))
+    for begin in range(0, len(a), rows):
+        block = a[begin : begin + rows, None, :]
+        out[begin : begin + rows] = -np.abs(block - b).sum(axis=-1)
+    return out
+
+
+def normalize_rows(rows: NDArray[Any]) -> NDArray[np.float32]:
+    """Each row divided by its length, at least 1e-12 (torch.nn.functional.normalize)."""
+    norms = np.sqrt(np.square(rows, dtype=np.float64).sum(axis=-1, keepdims=True))
+    return np.asarray(rows / np.maximum(norms, 1e-12), np.float32)

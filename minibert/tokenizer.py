@@ -1,0 +1,299 @@
+"""Texts to token ids, on HuggingFace `tokenizers`.
+
+Truncation and padding of the underlying tokenizer are always off: setting them changes shared
+state, so two threads could not ask for different lengths. Cutting is done here, per call, on the
+encoding without special tokens, as `tokenizers` does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+from minibert.config import read_json
+from minibert.errors import InputError, TokenizerError
+
+TruncationSide = Literal["right", "left"]
+Text = str | tuple[str, str]
+"""One text, or a pair of texts that the model reads together."""
+
+_CHUNK = 1024  # texts handed to the Rust side at once: its encodings are large
+_NO_LIMIT = 10**9  # tokenizer_config.json writes huge numbers where it knows no limit
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedTexts:
+    """Token ids of several texts.
+
+    Attributes:
+        input_ids: one int32 array per text.
+        token_type_ids: one int32 array per text.
+        num_tokens_before: (num_texts,) tokens that each text had before cutting.
+    """
+
+    input_ids: list[NDArray[np.int32]]
+    token_type_ids: list[NDArray[np.int32]]
+    num_tokens_before: NDArray[np.int64]
+
+    @property
+    def truncated(self) -> NDArray[np.intp]:
+        """Indices of the texts that were cut."""
+        seqlens = np.asarray([ids.size for ids in self.input_ids], np.int64)
+        return np.flatnonzero(self.num_tokens_before > seqlens)
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer. Thread-safe: no call changes it."""
+
+    def __init__(
+        self, backend: tokenizers.Tokenizer, *, model_max_length: int | None, source: str
+    ) -> None:
+        """Wrap a `tokenizers.Tokenizer`, whose truncation and padding are switched off.
+
+        Args:
+            backend: the tokenizer; owned by this object from here on.
+            model_max_length: limit named by tokenizer_config.json, None when there is none.
+            source: where it came from, for `explain`.
+        """
+        backend.no_truncation()
+        backend.no_padding()
+        self.backend = backend
+        self.model_max_length = model_max_length
+        self.source = source
+        self.notes: list[str] = []
+
+    @classmethod
+    def from_folder(cls, folder: Path, *, do_lower_case: bool = False) -> Tokenizer:
+        """Load tokenizer.json, or build a WordPiece tokenizer from vocab.txt.
+
+        Args:
+            folder: the checkpoint.
+            do_lower_case: lower-case every text first (sentence_bert_config.json asks for it).
+
+        Raises:
+            TokenizerError: neither file is there, or a file is damaged.
+            ConfigError: tokenizer_config.json is not JSON.
+        """
+        config_path = folder / "tokenizer_config.json"
+        config = read_json(config_path) if config_path.exists() else {}
+        backend, source = _load_backend(folder, config)
+        limit = config.get("model_max_length")
+        known = isinstance(limit, int | float) and not isinstance(limit, bool)
+        tokenizer = cls(
+            backend,
+            model_max_length=int(limit) if known and 0 < limit < _NO_LIMIT else None,
+            source=source,
+        )
+        tokenizer.notes = _follow_config(backend, config)
+        if do_lower_case:
+            tokenizer.notes += _lower_first(backend)
+        return tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        """Known tokens, added ones included."""
+        return int(self.backend.get_vocab_size(with_added_tokens=True))
+
+    def num_special_tokens(self, *, pair: bool = False) -> int:
+        """Special tokens that are added to one text, or to a pair."""
+        return int(self.backend.num_special_tokens_to_add(pair))
+
+    def encode(
+        self,
+        texts: Sequence[Text],
+        *,
+        max_length: int,
+        truncation_side: TruncationSide = "right",
+        first_index: int = 0,
+    ) -> TokenizedTexts:
+        """Turn texts into ids, special tokens included, at most `max_length` each.
+
+        Args:
+            texts: texts, or pairs; a pair is cut at its longer text first.
+            max_length: most tokens of a text, special tokens included.
+            truncation_side: which end is cut off.
+            first_index: number of the first text, for messages.
+
+        Raises:
+            InputError: max_length leaves no room for a token, or a text is not valid Unicode.
+        """
+        if truncation_side not in ("right", "left"):
+            raise InputError(f"truncation_side must be 'right' or 'left', got {truncation_side!r}")
+        pairs = any(isinstance(text, tuple) for text in texts)
+        special = self.num_special_tokens(pair=pairs)
+        if max_length <= special:
+            raise InputError(
+                f"max_length must exceed the {special} special tokens of a text, got {max_length}"
+            )
+        ids: list[NDArray[np.int32]] = []
+        types: list[NDArray[np.int32]] = []
+        before: list[int] = []
+        for begin in range(0, len(texts), _CHUNK):
+            chunk = list(texts[begin : begin + _CHUNK])
+            for text, encoding in zip(
+                chunk, self._encode_chunk(chunk, first_index + begin), strict=True
+            ):
+                before.append(len(encoding))
+                if len(encoding) > max_length:
+                    encoding = self._cut(text, max_length, truncation_side)
+                ids.append(np.array(encoding.ids, np.int32))
+                types.append(np.array(encoding.type_ids, np.int32))
+        return TokenizedTexts(ids, types, np.asarray(before, np.int64))
+
+    def prompt_length(self, prompt: str) -> int:
+        """Tokens that a prompt takes at the start of a text, special tokens at its start included.
+
+        As sentence-transformers counts: the prompt is tokenized alone, less a special token at
+        its end.
+        """
+        encoding = self._encode_chunk([prompt], 0)[0]
+        ends_special = bool(encoding.special_tokens_mask and encoding.special_tokens_mask[-1])
+        return len(encoding) - int(ends_special)
+
+    def encodings(self, texts: Sequence[Text], *, add_special_tokens: bool = True) -> list[Any]:
+        """The `tokenizers.Encoding` of each text: tokens, character offsets, masks; uncut."""
+        return self._encode_chunk(list(texts), 0, add_special_tokens=add_special_tokens)
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Token ids back to text."""
+        return str(self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    def _encode_chunk(
+        self, texts: list[Text], first_index: int, *, add_special_tokens: bool = True
+    ) -> list[Any]:
+        try:
+            encodings = self.backend.encode_batch(texts, add_special_tokens=add_special_tokens)
+        except (TypeError, UnicodeError):
+            # One text is at fault: find it, so that the message can name it.
+            for i, text in enumerate(texts):
+                for part in (text,) if isinstance(text, str) else text:
+                    try:
+                        part.encode()
+                    except UnicodeEncodeError as error:
+                        raise InputError(
+                            f"text {first_index + i} must be valid Unicode, got a lone surrogate "
+                            f"at character {error.start}"
+                        ) from None
+            raise
+        return list(encodings)
+
+    def _cut(self, text: Text, max_length: int, side: TruncationSide) -> Any:
+        parts = [text] if isinstance(text, str) else list(text)
+        encodings = self.backend.encode_batch(parts, add_special_tokens=False)
+        room = max_length - self.num_special_tokens(pair=len(parts) == 2)
+        kept = _shares([len(encoding) for encoding in encodings], room)
+        for encoding, length in zip(encodings, kept, strict=True):
+            if length < len(encoding):
+                encoding.truncate(length, direction=side)
+        return self.backend.post_process(*encodings)
+
+
+def _shares(lengths: list[int], room: int) -> list[int]:
+    """Tokens that each part of a text keeps: the longer part of a pair gives way first."""
+    if len(lengths) == 1:
+        return [min(lengths[0], room)]
+    if sum(lengths) <= room:
+        return lengths
+    short = min(lengths)
+    if short > room // 2:
+        # Both are longer than half of the room. The odd token goes to the part that is longer
+        # (to the second where they are alike), as in `tokenizers`.
+        shares = [room // 2, room - room // 2]
+        return shares if lengths[0] <= lengths[1] else shares[::-1]
+    return [short, room - short] if lengths[0] <= lengths[1] else [room - short, short]
+
+
+def _load_backend(folder: Path, config: dict[str, Any]) -> tuple[tokenizers.Tokenizer, str]:
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        try:
+            return tokenizers.Tokenizer.from_file(str(file)), "tokenizer.json"
+        except Exception as error:  # the Rust side raises bare Exception
+            raise TokenizerError(f"{file} must be a sound tokenizer file: {error}") from None
+    vocab = folder / "vocab.txt"
+    if vocab.is_file():
+        return _from_vocab(vocab, config), "vocab.txt"
+    others = [
+        name
+        for name in ("sentencepiece.bpe.model", "spiece.model", "vocab.json")
+        if (folder / name).exists()
+    ]
+    found = f"; {', '.join(others)} must be converted: save the tokenizer again with a current "
+    raise TokenizerError(
+        f"{folder} must hold tokenizer.json or vocab.txt, it has neither"
+        + (f"{found}version of transformers" if others else "")
+    )
+
+
+def _from_vocab(vocab: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
+    try:
+        tokens = vocab.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenizerError(f"{vocab} must be readable UTF-8: {error}") from None
+    if tokens and tokens[-1] == "":
+        tokens.pop()
+    ids = {token.rstrip("\r"): i for i, token in enumerate(tokens)}
+
+    def name(key: str, default: str) -> str:
+        token = config.get(key, default)
+        token = token.get("content") if isinstance(token, dict) else token
+        if not isinstance(token, str) or token not in ids:
+            raise TokenizerError(f"{vocab} must hold the {key} {token!r}, it does not")
+        return token
+
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+    unknown = name("unk_token", "[UNK]")
+    first, last = name("cls_token", "[CLS]"), name("sep_token", "[SEP]")
+    backend = tokenizers.Tokenizer(
+        models.WordPiece(ids, unk_token=unknown, max_input_chars_per_word=100)
+    )
+    backend.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        strip_accents=config.get("strip_accents"),
+        lowercase=config.get("do_lower_case", True),
+    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.BertProcessing((last, ids[last]), (first, ids[first]))
+    backend.decoder = decoders.WordPiece(prefix="##")
+    special = [unknown, first, last]
+    special += [token for token in ("[PAD]", "[MASK]") if token in ids and token not in special]
+    backend.add_special_tokens(special)
+    return backend
+
+
+def _follow_config(backend: tokenizers.Tokenizer, config: dict[str, Any]) -> list[str]:
+    """Let tokenizer_config.json overrule a BERT normalizer, as transformers does."""
+    normalizer = backend.normalizer
+    if type(normalizer).__name__ != "BertNormalizer":
+        return []
+    notes = []
+    for key, attribute in (
+        ("do_lower_case", "lowercase"),
+        ("strip_accents", "strip_accents"),
+        ("tokenize_chinese_chars", "handle_chinese_chars"),
+    ):
+        if key in config and config[key] != getattr(normalizer, attribute):
+            setattr(normalizer, attribute, config[key])
+            notes.append(f"{key} = {config[key]} (tokenizer_config.json overrules tokenizer.json)")
+    if notes:
+        backend.normalizer = normalizer
+    return notes
+
+
+def _lower_first(backend: tokenizers.Tokenizer) -> list[str]:
+    from tokenizers import normalizers
+
+    lower = normalizers.Lowercase()
+    known = backend.normalizer
+    if getattr(known, "lowercase", None) is True:
+        return []
+    backend.normalizer = normalizers.Sequence([lower] if known is None else [lower, known])
+    return ["texts are lower-cased first (do_lower_case of sentence_bert_config.json)"]

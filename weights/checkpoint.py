@@ -1,0 +1,267 @@
+"""From a checkpoint folder to EncoderWeights: the encoder's parameters as float32 arrays.
+
+Each tensor of the files is consumed once, or listed as deliberately unused, or refused. Query, key
+and value are fused into one matrix at load. A layer's own width (heads kept, feed-forward size) is
+read from its tensors, so layers need not be alike.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minibert.config import EncoderConfig
+from minibert.errors import WeightsError
+from minibert.weights.names import LEGACY_NORM_NAMES, NAME_TABLES, NameTable
+from minibert.weights.tensors import FLOAT_DTYPES, TensorFiles, open_tensors, to_float32
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class LinearWeights:
+    """weight (out_features, in_features) and bias (out_features,) or None; float32."""
+
+    weight: Float32
+    bias: Float32 | None
+
+
+@dataclass(frozen=True, slots=True)
+class NormWeights:
+    """weight and bias of a layer_norm, (hidden_size,); float32."""
+
+    weight: Float32
+    bias: Float32 | None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """One encoder layer; `qkv` is (3 * num_heads * head_dim, hidden_size), fused at load."""
+
+    num_heads: int
+    qkv: LinearWeights
+    attention_output: LinearWeights
+    attention_norm: NormWeights
+    intermediate: LinearWeights
+    output: LinearWeights
+    output_norm: NormWeights
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderWeights:
+    """All parameters of an encoder.
+
+    Attributes:
+        word: (vocab_size, embedding_size); `position` and `token_type` likewise, or None.
+        embedding_norm: after the sum of the embeddings.
+        projection: embedding_size -> hidden_size, or None.
+        layers: one entry per layer.
+        unused: names in the files that the encoder does not read, on purpose.
+        dtypes: dtype names found on disk.
+        files: what was read.
+    """
+
+    word: Float32
+    position: Float32
+    token_type: Float32 | None
+    embedding_norm: NormWeights
+    projection: LinearWeights | None
+    layers: tuple[LayerWeights, ...]
+    unused: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    files: tuple[Path, ...]
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers the encoder has."""
+        return sum(array.size for array in _arrays(self))
+
+
+def _arrays(value: Any) -> list[Float32]:
+    if isinstance(value, np.ndarray):
+        return [value]
+    if isinstance(value, LayerWeights | LinearWeights | NormWeights | EncoderWeights):
+        fields = [getattr(value, name) for name in value.__slots__]
+        return [array for item in fields for array in _arrays(item)]
+    if isinstance(value, tuple):
+        return [array for item in value for array in _arrays(item)]
+    return []
+
+
+def load_encoder(folder: Path, config: EncoderConfig) -> EncoderWeights:
+    """Read the encoder of a checkpoint folder.
+
+    Args:
+        folder: holds the safetensors files.
+        config: from the same folder's config.json.
+
+    Raises:
+        WeightsError: a tensor is missing, misshapen, of an unsupported dtype, not finite, or
+            neither used nor known to be unused; or `open_tensors` refuses the files.
+    """
+    return _Reader(open_tensors(folder), NAME_TABLES[config.model_type], config).read()
+
+
+class _Reader:
+    """Takes each tensor once and keeps account of what was taken."""
+
+    def __init__(self, tensors: TensorFiles, table: NameTable, config: EncoderConfig) -> None:
+        self.tensors = tensors
+        self.table = table
+        self.config = config
+        self.taken: set[str] = set()
+        self.dtypes: set[str] = set()
+        probe = table.embeddings["word"]
+        found = [p for p in table.prefixes if p + probe in tensors]
+        if len(found) != 1:
+            named = " or ".join(p + probe for p in table.prefixes)
+            state = "neither is there" if not found else "both are"
+            raise WeightsError(f"{tensors.files[0]} must hold one of {named}, {state}")
+        self.prefix = found[0]
+
+    def read(self) -> EncoderWeights:
+        config, names = self.config, self.table.embeddings
+        width = config.embedding_size
+        token_type = (
+            self.array(names["token_type"], (config.type_vocab_size, width))
+            if "token_type" in names and config.type_vocab_size > 0
+            else None
+        )
+        projection = None
+        if self.table.projection and width != config.hidden_size:
+            projection = self.linear(self.table.projection, config.hidden_size, width)
+        weights = EncoderWeights(
+            word=self.array(names["word"], (config.vocab_size, width)),
+            position=self.array(names["position"], (config.max_position_embeddings, width)),
+            token_type=token_type,
+            embedding_norm=self.norm(names["norm"], width),
+            projection=projection,
+            layers=tuple(self.layer(i) for i in range(config.num_hidden_layers)),
+            unused=self.leftover(),
+            dtypes=tuple(sorted(self.dtypes)),
+            files=self.tensors.files,
+        )
+        return weights
+
+    def layer(self, i: int) -> LayerWeights:
+        config = self.config
+        names = {key: name.format(i=i) for key, name in self.table.layer.items()}
+        query_rows = self.rows(names["query"])
+        num_heads, rest = divmod(query_rows, config.head_dim)
+        expected = config.num_attention_heads - len(config.pruned_heads.get(i, ()))
+        if rest or num_heads < 1 or num_heads > config.num_attention_heads:
+            raise WeightsError(
+                f"{self.prefix}{names['query']}.weight must have a multiple of head_dim = "
+                f"{config.head_dim} rows, at most {config.hidden_size}, got {query_rows}"
+            )
+        if config.pruned_heads and num_heads != expected:
+            raise WeightsError(
+                f"layer {i} must have {expected} heads by pruned_heads, its query has {num_heads}"
+            )
+        inner = num_heads * config.head_dim
+        parts = [
+            self.linear(names[part], inner, config.hidden_size)
+            for part in ("query", "key", "value")
+        ]
+        intermediate_size = self.rows(names["intermediate"])
+        if not 1 <= intermediate_size <= config.intermediate_size:
+            raise WeightsError(
+                f"{self.prefix}{names['intermediate']}.weight must have 1 to "
+                f"{config.intermediate_size} rows, got {intermediate_size}"
+            )
+        return LayerWeights(
+            num_heads=num_heads,
+            qkv=_fuse(parts),
+            attention_output=self.linear(names["attention_output"], config.hidden_size, inner),
+            attention_norm=self.norm(names["attention_norm"], config.hidden_size),
+            intermediate=self.linear(names["intermediate"], intermediate_size, config.hidden_size),
+            output=self.linear(names["output"], config.hidden_size, intermediate_size),
+            output_norm=self.norm(names["output_norm"], config.hidden_size),
+        )
+
+    def rows(self, name: str) -> int:
+        full = self.find(f"{name}.weight")
+        shape = self.tensors[full].data.shape
+        if len(shape) != 2:
+            raise WeightsError(f"{full} must be two-dimensional, got shape {shape}")
+        return int(shape[0])
+
+    def linear(self, name: str, out_features: int, in_features: int) -> LinearWeights:
+        weight = self.array(f"{name}.weight", (out_features, in_features))
+        return LinearWeights(weight, self.array(f"{name}.bias", (out_features,)))
+
+    def norm(self, name: str, width: int) -> NormWeights:
+        weight, bias = (self.array(f"{name}.{part}", (width,)) for part in ("weight", "bias"))
+        return NormWeights(weight, bias)
+
+    def find(self, name: str) -> str:
+        """The name in the file, also where the LayerNorm has its old names."""
+        full = self.prefix + name
+        if full in self.tensors:
+            return full
+        stem, _, part = full.rpartition(".")
+        legacy = f"{stem}.{LEGACY_NORM_NAMES.get(part, part)}"
+        if stem.lower().endswith("layernorm") and legacy in self.tensors:
+            return legacy
+        raise WeightsError(f"{self.tensors.files[0].parent}: tensor {full} must exist, it is missing")
+
+    def array(self, name: str, shape: tuple[int, ...]) -> Float32:
+        full = self.find(name)
+        entry = self.tensors[full]
+        if entry.dtype not in FLOAT_DTYPES:
+            raise WeightsError(
+                f"{full} must be of dtype {', '.join(FLOAT_DTYPES)}, got {entry.dtype}"
+            )
+        if entry.data.shape != shape:
+            raise WeightsError(f"{full} must have shape {shape}, got {entry.data.shape}")
+        values = to_float32(entry)
+        require_finite(full, values)
+        self.taken.add(full)
+        self.dtypes.add(entry.dtype)
+        return values
+
+    def leftover(self) -> tuple[str, ...]:
+        """Names not taken; refuses those that are not known to be unused."""
+        rest = [name for name in self.tensors if name not in self.taken]
+        unknown = [n for n in rest if not any(p.fullmatch(n) for p in self.table.unused)]
+        if unknown:
+            layers = [n for n in unknown if re.search(r"\.layer\.\d+\.", n)]
+            hint = (
+                f"; config.json says num_hidden_layers = {self.config.num_hidden_layers}"
+                if layers
+                else ""
+            )
+            shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+            raise WeightsError(
+                f"{self.tensors.files[0].parent}: every tensor must be known to model_type "
+                f"{self.config.model_type}, got {len(unknown)} unknown: {shown}{hint}"
+            )
+        return tuple(rest)
+
+
+def require_finite(name: str, values: Float32) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        WeightsError: with the count of values that are not finite.
+    """
+    # A dot product with itself is one pass at memory speed; only where it is not finite (which a
+    # large but finite weight can cause, too) are the values looked at one by one.
+    flat = values.reshape(-1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        suspicious = not np.isfinite(np.dot(flat, flat))
+    if suspicious:
+        bad = int(flat.size - np.count_nonzero(np.isfinite(flat)))
+        if bad:
+            raise WeightsError(f"{name} must be finite, got {bad} NaN or infinite values")
+
+
+def _fuse(parts: list[LinearWeights]) -> LinearWeights:
+    weight = np.concatenate([part.weight for part in parts])
+    biases = [part.bias for part in parts if part.bias is not None]
+    return LinearWeights(weight, np.concatenate(biases) if biases else None)
