@@ -57,7 +57,7 @@ __device__ __forceinline__ void load_head(uint4* tile, const T* from, int num_ro
 }
 
 template <typename T, int kHeadDim, int kBlockN>
-__global__ void __launch_bounds__(kBlockSize)
+__global__ void __launch_bounds__(kBlockSize, 2)
     attention_kernel(T* __restrict__ context, const T* __restrict__ qkv,
                      const int* __restrict__ cu_seqlens, const int2* __restrict__ tiles,
                      int num_heads, int head_dim, int row_stride, float softmax_scale) {

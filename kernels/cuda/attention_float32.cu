@@ -36,7 +36,7 @@ __device__ __forceinline__ void load_head(uint4* tile, const float* from, int nu
 }
 
 template <int kHeadDim>
-__global__ void __launch_bounds__(kBlockSize)
+__global__ void __launch_bounds__(kBlockSize, 2)
     attention_float32_kernel(float* __restrict__ context, const float* __restrict__ qkv,
                              const int* __restrict__ cu_seqlens, const int2* __restrict__ tiles,
                              int num_heads, int head_dim, int row_stride, float softmax_scale) {

@@ -17,7 +17,7 @@
 constexpr int kBlockSize = 128;
 
 template <typename T, int kVectors>
-__global__ void __launch_bounds__(kBlockSize)
+__global__ void __launch_bounds__(kBlockSize, kVectors <= 8 ? 4 : 3)
     embed_layer_norm_kernel(T* __restrict__ out, int8* __restrict__ out_q,
                             float* __restrict__ act_scale, const int* __restrict__ input_ids,
                             const int* __restrict__ position_ids,
@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kBlockSize)
                             const T* __restrict__ position, const T* __restrict__ token_type,
                             const float* __restrict__ weight, const float* __restrict__ bias,
                             int num_tokens, int hidden_size, int quantized_size, float eps) {
-  static_assert(kVectors >= 1 && kVectors <= 32, "the row must fit the registers of a warp");
+  static_assert(kVectors >= 1 && kVectors <= 16, "the row must fit the registers of a warp");
   const int token = blockIdx.x * (kBlockSize / 32) + threadIdx.x / 32;
   if (token >= num_tokens) return;
 

@@ -15,7 +15,7 @@
 #include "gemm_tile.cuh"
 
 template <typename T, Activation kActivation, typename Tile>
-__global__ void __launch_bounds__(Tile::kBlockSize)
+__global__ void __launch_bounds__(Tile::kBlockSize, 2)
     gemm_kernel(T* __restrict__ out, const T* __restrict__ hidden, const T* __restrict__ weight,
                 const float* __restrict__ bias, const T* __restrict__ residual, int num_rows,
                 int out_features, int in_features) {

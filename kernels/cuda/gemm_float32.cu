@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kBlockSize, 2)
     const float4* tile_a =
         reinterpret_cast<const float4*>(smem + step % kStages * kStageChunks);
     const float4* tile_b = tile_a + kBlockM * kChunks;
-#pragma unroll
+#pragma unroll 1
     for (int chunk = 0; chunk < kChunks; ++chunk) {
       float4 a[kThreadM];
 #pragma unroll

@@ -15,7 +15,7 @@
 #include "gemm_tile.cuh"
 
 template <typename T, Activation kActivation, typename Tile>
-__global__ void __launch_bounds__(Tile::kBlockSize)
+__global__ void __launch_bounds__(Tile::kBlockSize, 2)
     gemm_int8_kernel(T* __restrict__ out, const int8* __restrict__ hidden_q,
                      const int8* __restrict__ weight_q, const float* __restrict__ act_scale,
                      const float* __restrict__ weight_scale, const float* __restrict__ bias,

@@ -17,12 +17,12 @@
 constexpr int kBlockSize = 128;
 
 template <typename T, int kVectors>
-__global__ void __launch_bounds__(kBlockSize)
+__global__ void __launch_bounds__(kBlockSize, kVectors <= 8 ? 4 : 3)
     layer_norm_kernel(T* __restrict__ out, int8* __restrict__ out_q, float* __restrict__ act_scale,
                       const T* __restrict__ hidden, const T* __restrict__ residual,
                       const float* __restrict__ weight, const float* __restrict__ bias,
                       int num_tokens, int hidden_size, int quantized_size, float eps) {
-  static_assert(kVectors >= 1 && kVectors <= 32, "the row must fit the registers of a warp");
+  static_assert(kVectors >= 1 && kVectors <= 16, "the row must fit the registers of a warp");
   const int token = blockIdx.x * (kBlockSize / 32) + threadIdx.x / 32;
   if (token >= num_tokens) return;
 

@@ -1,9 +1,9 @@
 // pool: one vector per sequence from the hidden states of its tokens.
 //
-//   cls, lasttoken             hidden[first], hidden[last]
-//   mean, mean_sqrt_len_tokens sum / n, sum / sqrt(n)            over the n tokens behind `skip`
-//   max                        elementwise maximum               over the same tokens
-//   weightedmean               sum (i + 1) x_i / sum (i + 1)     i counted from the sequence's start
+//   cls, lasttoken             the first and the last          of the n tokens behind `skip`
+//   mean, mean_sqrt_len_tokens sum / n, sum / sqrt(n)          over these tokens
+//   max                        elementwise maximum             over these tokens
+//   weightedmean               sum (i + 1) x_i / sum (i + 1)   i counted from the sequence's start
 //
 // out (num_seqs, hidden_size) f32; hidden (num_tokens, hidden_size) T; cu_seqlens (num_seqs + 1,),
 // skip (num_seqs,) int32.
@@ -43,8 +43,8 @@ __global__ void __launch_bounds__(kBlockSize)
   const bool single = kMode == kCls || kMode == kLastToken;
 
   int begin = first + skip[seq], end = last;
-  if (kMode == kCls) begin = first, end = min(first + 1, last);
-  if (kMode == kLastToken) begin = max(last - 1, first);
+  if (kMode == kCls) end = min(begin + 1, last);
+  if (kMode == kLastToken) begin = max(last - 1, begin);
 
   const float start = kMode == kMax ? __int_as_float(0xff800000) : 0.0f;
   float4 total = make_float4(start, start, start, start);
