@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,6 +95,7 @@ def pack(
     *,
     token_type_ids: Sequence[IntArray] | None = None,
     first_position: int = 0,
+    pad_token_id: int | None = None,
     skip: Sequence[int] | None = None,
 ) -> Batch:
     """Pack token ids of several texts into one batch.
@@ -102,6 +104,8 @@ def pack(
         sequences: num_seqs arrays of int32 token ids, none empty.
         token_type_ids: as many arrays of the same sizes; all 0 when not given.
         first_position: position of a text's first token (`pad_token_id + 1` in RoBERTa).
+        pad_token_id: where given, a token of this id inside a text takes the position
+            `first_position - 1` and is not counted, as RoBERTa's position ids are defined.
         skip: tokens that pooling leaves out at the start of each text; 0 when not given.
 
     Returns:
@@ -113,21 +117,36 @@ def pack(
     cu_seqlens = np.zeros(len(sequences) + 1, np.int32)
     np.cumsum([len(ids) for ids in sequences], out=cu_seqlens[1:])
     num_tokens = int(cu_seqlens[-1])
-    starts = np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))
     empty = np.empty(0, np.int32)
+    input_ids = np.concatenate([empty, *sequences]).astype(np.int32, copy=False)
     return Batch(
-        input_ids=np.concatenate([empty, *sequences]).astype(np.int32, copy=False),
+        input_ids=input_ids,
         token_type_ids=np.zeros(num_tokens, np.int32)
         if token_type_ids is None
         else np.concatenate([empty, *token_type_ids]).astype(np.int32, copy=False),
-        position_ids=np.arange(num_tokens, dtype=np.int32) - starts + np.int32(first_position),
+        position_ids=_positions(input_ids, cu_seqlens, first_position, pad_token_id),
         cu_seqlens=cu_seqlens,
         skip=np.zeros(len(sequences), np.int32) if skip is None else np.asarray(skip, np.int32),
     )
 
 
+def _positions(
+    input_ids: IntArray, cu_seqlens: IntArray, first_position: int, pad_token_id: int | None
+) -> IntArray:
+    seqlens = np.diff(cu_seqlens)
+    if pad_token_id is None or not np.any(input_ids == pad_token_id):
+        positions = np.arange(input_ids.size, dtype=np.int32)
+        return np.asarray(
+            positions - np.repeat(cu_seqlens[:-1], seqlens) + first_position, np.int32
+        )
+    counted = input_ids != pad_token_id
+    before = np.concatenate([[0], np.cumsum(counted)])  # counted tokens up to each place
+    within = before[1:] - np.repeat(before[cu_seqlens[:-1]], seqlens)
+    return np.asarray(first_position - 1 + within * counted, np.int32)
+
+
 def plan_batches(
-    seqlens: Sequence[int] | IntArray, *, max_batch_tokens: int, batch_size: int | None = None
+    seqlens: Sequence[int] | NDArray[Any], *, max_batch_tokens: int, batch_size: int | None = None
 ) -> list[IntArray]:
     """Group texts into batches of at most `max_batch_tokens` tokens, longest first.
 

@@ -253,7 +253,7 @@ class EncoderConfig:
                 hidden_act=ACTIVATIONS[hidden_act],
                 pad_token_id=pad_token_id,
                 embedding_size=hidden_size if embedding_size is None else embedding_size,
-                first_position=pad_token_id + 1 if model_type in _ROBERTA_LIKE else 0,
+                first_position=int(pad_token_id or 0) + 1 if model_type in _ROBERTA_LIKE else 0,
                 num_labels=_num_labels(values),
                 id2label=_id2label(values, source),
                 architectures=tuple(values.get("architectures") or ()),

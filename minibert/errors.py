@@ -11,6 +11,7 @@ MinibertError
 │   └── TruncationError              a text is longer than allowed, and truncation is an error
 ├── MemoryLimitError (MemoryError)   one text alone would pass `memory_limit`
 ├── DeviceError (RuntimeError)       a device or its kernels are missing or failed
+│   └── DeviceMemoryError            the device has no room for a batch
 ├── MissingDependencyError (ImportError)  an optional package is needed
 └── EngineClosedError (RuntimeError) the engine was closed
 ```
@@ -24,6 +25,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DeviceError",
+    "DeviceMemoryError",
     "EngineClosedError",
     "InputError",
     "MemoryLimitError",
@@ -75,6 +77,10 @@ class MemoryLimitError(MinibertError, MemoryError):
 
 class DeviceError(MinibertError, RuntimeError):
     """The device, its driver or its kernels are missing or failed."""
+
+
+class DeviceMemoryError(DeviceError):
+    """The device has no room for a batch; the engine splits it and tries again."""
 
 
 class MissingDependencyError(MinibertError, ImportError):

@@ -135,9 +135,7 @@ def prepare_steps(ops: Ops, steps: Sequence[Step]) -> tuple[PreparedStep, ...]:
     return tuple(prepared)
 
 
-def apply_steps(
-    ops: Ops, hidden_states: Array, batch: Any, steps: Sequence[PreparedStep]
-) -> Array:
+def apply_steps(ops: Ops, hidden_states: Array, batch: Any, steps: Sequence[PreparedStep]) -> Array:
     """From hidden states to one vector per text.
 
     Args:

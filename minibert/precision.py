@@ -59,7 +59,7 @@ def quantize_embeddings(
     if precision == "float32":
         return embeddings.astype(np.float32, copy=False)
     if precision == "binary":
-        return (np.packbits(embeddings > 0, axis=-1) - 128).astype(np.int8)
+        return np.asarray(np.packbits(embeddings > 0, axis=-1) - 128, np.int8)
     if precision == "ubinary":
         return np.packbits(embeddings > 0, axis=-1)
     dtype = np.int8 if precision == "int8" else np.uint8
@@ -73,14 +73,12 @@ def quantize_embeddings(
         )
     ranges = np.asarray(ranges, np.float32)
     if ranges.shape != (2, embeddings.shape[-1]):
-        raise InputError(
-            f"ranges must have shape (2, {embeddings.shape[-1]}), got {ranges.shape}"
-        )
+        raise InputError(f"ranges must have shape (2, {embeddings.shape[-1]}), got {ranges.shape}")
     starts = ranges[0]
     steps = (ranges[1] - starts) / 255
     steps = np.where(steps == 0, 1, steps)
     levels = np.clip(np.floor((embeddings - starts) / steps), 0, 255)
-    return levels.astype(np.uint8) if precision == "uint8" else (levels - 128).astype(np.int8)
+    return np.asarray(levels if precision == "uint8" else levels - 128, dtype)
 
 
 def _ranges(rows: NDArray[Any], precision: str, *, given: bool) -> NDArray[Any]:

@@ -15,8 +15,8 @@ from typing import Any
 from minibert.config import read_json
 from minibert.errors import ConfigError
 from minibert.pooling import Normalize, Pooling, Step, load_dense
+from minibert.similarity import SIMILARITIES
 
-SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 _TRANSFORMER_CONFIGS = tuple(
     f"sentence_{family}_config.json"
     for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibert.errors import InputError
-from minibert.sentence_config import SIMILARITIES
 
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 _BLOCK = 1 << 22  # elements of the differences that manhattan holds at once
 
 
@@ -30,9 +30,7 @@ def similarity(
         InputError: an unknown function, or dimensions that differ.
     """
     if function not in SIMILARITIES:
-        raise InputError(
-            f"similarity must be one of {', '.join(SIMILARITIES)}, got {function!r}"
-        )
+        raise InputError(f"similarity must be one of {', '.join(SIMILARITIES)}, got {function!r}")
     a, b = (np.atleast_2d(np.asarray(rows, np.float32)) for rows in (first, second))
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise InputError(
@@ -46,7 +44,7 @@ def similarity(
         # |a - b|^2 by its expansion would cancel for near vectors; float64 keeps their distance.
         wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
         squares = (wide_a**2).sum(1)[:, None] + (wide_b**2).sum(1) - 2.0 * (wide_a @ wide_b.T)
-        return -np.sqrt(np.maximum(squares, 0.0)).astype(np.float32)
+        return np.asarray(-np.sqrt(np.maximum(squares, 0.0)), np.float32)
     out = np.empty((len(a), len(b)), np.float32)
     rows = max(1, _BLOCK // max(1, b.size))
     for begin in range(0, len(a), rows):

@@ -84,10 +84,11 @@ class Tokenizer:
         config = read_json(config_path) if config_path.exists() else {}
         backend, source = _load_backend(folder, config)
         limit = config.get("model_max_length")
-        known = isinstance(limit, int | float) and not isinstance(limit, bool)
         tokenizer = cls(
             backend,
-            model_max_length=int(limit) if known and 0 < limit < _NO_LIMIT else None,
+            model_max_length=int(limit)
+            if isinstance(limit, int | float) and 0 < limit < _NO_LIMIT
+            else None,
             source=source,
         )
         tokenizer.notes = _follow_config(backend, config)
@@ -191,7 +192,8 @@ class Tokenizer:
         for encoding, length in zip(encodings, kept, strict=True):
             if length < len(encoding):
                 encoding.truncate(length, direction=side)
-        return self.backend.post_process(*encodings)
+        first, second = encodings[0], encodings[1] if len(encodings) == 2 else None
+        return self.backend.post_process(first, second)
 
 
 def _shares(lengths: list[int], room: int) -> list[int]:

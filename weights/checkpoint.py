@@ -208,7 +208,9 @@ class _Reader:
         legacy = f"{stem}.{LEGACY_NORM_NAMES.get(part, part)}"
         if stem.lower().endswith("layernorm") and legacy in self.tensors:
             return legacy
-        raise WeightsError(f"{self.tensors.files[0].parent}: tensor {full} must exist, it is missing")
+        raise WeightsError(
+            f"{self.tensors.files[0].parent}: tensor {full} must exist, it is missing"
+        )
 
     def array(self, name: str, shape: tuple[int, ...]) -> Float32:
         full = self.find(name)

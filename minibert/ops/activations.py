@@ -46,7 +46,7 @@ def activate(values: NDArray[Any], activation: Activation) -> None:
     """
     if activation == "gelu":
         if values.dtype == np.float64:
-            values *= 0.5 * (1.0 + _erf(values / math.sqrt(2.0)).astype(np.float64))
+            values *= 0.5 * (1.0 + np.asarray(_erf(values / math.sqrt(2.0)), np.float64))
         else:
             _gelu_float32(values)
     elif activation == "gelu_tanh":

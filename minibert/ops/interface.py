@@ -94,9 +94,7 @@ class Ops(Protocol):
         ...
 
     # ---- weights, once at load -----------------------------------------------------------------
-    def prepare_linear(
-        self, weight: NDArray[Any], bias: NDArray[Any] | None, *, name: str
-    ) -> Any:
+    def prepare_linear(self, weight: NDArray[Any], bias: NDArray[Any] | None, *, name: str) -> Any:
         """Lay out one linear layer.
 
         Args:

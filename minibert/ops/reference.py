@@ -12,6 +12,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,7 @@ class ReferenceOps:
     def upload(self, batch: Batch) -> Batch:
         """See `Ops.upload`: the batch is used as it is."""
         cu_seqlens = batch.cu_seqlens.tolist()
-        self._bounds = list(zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True))
+        self._bounds = list(pairwise(cu_seqlens))
         return batch
 
     def download(self, array: FloatArray) -> FloatArray:
@@ -214,7 +215,7 @@ class ReferenceOps:
     def normalize(self, rows: FloatArray) -> FloatArray:
         """See `Ops.normalize`."""
         norms = np.sqrt(np.square(rows, dtype=np.float64).sum(axis=-1, keepdims=True))
-        return (rows / np.maximum(norms, 1e-12)).astype(self._float)
+        return np.asarray(rows / np.maximum(norms, 1e-12), self._float)
 
     def concatenate(self, arrays: Sequence[FloatArray]) -> FloatArray:
         """See `Ops.concatenate`."""

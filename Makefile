@@ -1,0 +1,47 @@
+# Everything that these targets make lies in .venv/ and build/. PYTHON=python3.12 chooses another one.
+PYTHON ?= python3
+PY := .venv/bin/python
+MODELS := build/models
+SOURCES := pyproject.toml $(wildcard setup.py kernels/cpu/*.cpp kernels/cpu/*.h)
+NETWORK := { echo "make: the installation failed; see above. It needs the network once." >&2; exit 1; }
+export PIP_NO_CACHE_DIR := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export HF_HOME := $(CURDIR)/build/huggingface
+
+.PHONY: demo test lint format model clean
+
+demo: .venv/core.stamp
+	@$(PY) -m minibert demo --models-folder $(MODELS)
+
+test: lint model
+	$(PY) -m pytest
+
+lint: .venv/test.stamp
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: .venv/test.stamp
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+model: .venv/core.stamp
+	@$(PY) -m minibert.cli.fetch $(MODELS)
+
+.venv/python.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "make: Python 3.10 or newer is needed, PYTHON=$(PYTHON) is not" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo "make: $(PYTHON) cannot make a virtual environment; on Debian, install python3-venv" >&2; exit 1; }
+	@touch $@
+
+.venv/core.stamp: .venv/python.stamp $(SOURCES)
+	@echo "Installing minibert into .venv ..."
+	@$(PY) -m pip install --quiet --editable . || $(NETWORK)
+	@touch $@
+
+.venv/test.stamp: .venv/core.stamp
+	@echo "Installing the test tools into .venv ..."
+	@$(PY) -m pip install --quiet --editable '.[test]' || $(NETWORK)
+	@touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,194 @@
+"""What this machine is, read from the system: processor, usable cores, BLAS, GPU libraries.
+
+Every function returns None, or an empty value, where the system does not tell; none of them raises.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FEATURES = {
+    "SSE4.2": ("sse4_2",),
+    "AVX2": ("avx2",),
+    "FMA": ("fma",),
+    "F16C": ("f16c",),
+    "AVX-512": ("avx512f", "avx512bw", "avx512vl"),
+    "AVX-512 VNNI": ("avx512_vnni",),
+    "AVX-VNNI": ("avx_vnni",),
+    "AVX-512 BF16": ("avx512_bf16",),
+    "AMX": ("amx_tile", "amx_bf16"),
+    "NEON": ("asimd",),
+    "NEON dot product": ("asimddp",),
+    "SVE": ("sve",),
+    "BF16": ("bf16",),
+    "I8MM": ("i8mm",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Blas:
+    """The library behind NumPy's matrix products.
+
+    Attributes:
+        name: with its version.
+        kernel: the processor generation that OpenBLAS runs for, where it tells.
+        threads: that it uses, where it tells.
+    """
+
+    name: str
+    kernel: str | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CudaDriver:
+    """The NVIDIA driver.
+
+    Attributes:
+        version: of CUDA, at most: (12, 4).
+        devices: names of the GPUs.
+        problem: why the driver cannot be used, or None.
+    """
+
+    version: tuple[int, int] | None
+    devices: tuple[str, ...]
+    problem: str | None = None
+
+
+def cpu_model(cpuinfo: str | None = None) -> str:
+    """Return the processor's name as the system calls it."""
+    text = _read("/proc/cpuinfo") if cpuinfo is None else cpuinfo
+    match = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", text or "", re.MULTILINE)
+    return match[1].strip() if match else platform.processor() or platform.machine() or "unknown"
+
+
+def cpu_features(cpuinfo: str | None = None) -> list[str] | None:
+    """Return the instruction sets that matter here, or None where the system does not list them."""
+    text = _read("/proc/cpuinfo") if cpuinfo is None else cpuinfo
+    match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text or "", re.MULTILINE)
+    if match is None:
+        return None
+    flags = set(match[1].split())
+    return [name for name, needed in FEATURES.items() if flags.issuperset(needed)]
+
+
+def affinity_cores() -> int:
+    """Return the cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cgroup_cores(root: Path = Path("/")) -> float | None:
+    """Return the cores that the control group's quota amounts to, or None without a quota.
+
+    Both generations are read; in the second, every group above this one may set a quota of its
+    own, and the smallest holds.
+    """
+    quotas = []
+    groups = _read(root / "proc/self/cgroup") or ""
+    for line in groups.splitlines():
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        relative = Path(path.lstrip("/"))
+        if not controllers:
+            for group in (relative, *relative.parents):
+                quotas += _quota(_read(root / "sys/fs/cgroup" / group / "cpu.max"))
+        elif "cpu" in controllers.split(","):
+            for group in (relative, Path()):
+                folder = root / "sys/fs/cgroup/cpu" / group
+                parts = [_read(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
+                quotas += _quota(" ".join(part.strip() for part in parts if part))
+    return min(quotas, default=None)
+
+
+def _quota(text: str | None) -> list[float]:
+    """Return [quota / period], or [] for no quota (`max`, or -1 in the first generation)."""
+    match = re.fullmatch(r"(\d+)\s+(\d+)\s*", text or "")
+    return [int(match[1]) / int(match[2])] if match and int(match[2]) else []
+
+
+def blas() -> Blas | None:
+    """Return the BLAS that NumPy is linked with."""
+    import numpy as np
+
+    config: dict[str, Any] = {}
+    with suppress(Exception):  # the shape of NumPy's report is not promised
+        config = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[call-overload]
+    if not config.get("name"):
+        return None
+    name = f"{config['name']} {config.get('version', '')}".strip()
+    return Blas(name, *_openblas_state())
+
+
+def _openblas_state() -> tuple[str | None, int | None]:
+    """Ask the OpenBLAS that is loaded in this process; its symbols carry various affixes."""
+    maps = _read("/proc/self/maps") or ""
+    for path in sorted(set(re.findall(r"(/\S*openblas\S*\.so\S*)", maps))):
+        with suppress(OSError):
+            library = ctypes.CDLL(path)
+            for prefix, suffix in [(p, s) for p in ("scipy_", "") for s in ("64_", "")]:
+                core = getattr(library, f"{prefix}openblas_get_corename{suffix}", None)
+                count = getattr(library, f"{prefix}openblas_get_num_threads{suffix}", None)
+                if core is not None and count is not None:
+                    core.restype = ctypes.c_char_p
+                    return core().decode("ascii", "replace"), int(count())
+    return None, None
+
+
+def cuda_driver(library_name: str = "libcuda.so.1") -> CudaDriver | None:
+    """Ask the NVIDIA driver for its version and its GPUs; None where no driver is installed."""
+    try:
+        library = ctypes.CDLL(library_name)
+    except OSError:
+        return None
+    number = ctypes.c_int()
+    version = None
+    if library.cuDriverGetVersion(ctypes.byref(number)) == 0:
+        version = (number.value // 1000, number.value % 1000 // 10)
+    status = library.cuInit(0)
+    if status != 0:
+        return CudaDriver(version, (), f"cuInit failed with CUDA error {status}")
+    count = ctypes.c_int()
+    library.cuDeviceGetCount(ctypes.byref(count))
+    names = []
+    for index in range(count.value):
+        device, text = ctypes.c_int(), ctypes.create_string_buffer(256)
+        library.cuDeviceGet(ctypes.byref(device), index)
+        library.cuDeviceGetName(text, len(text), device)
+        names.append(text.value.decode("utf-8", "replace"))
+    return CudaDriver(version, tuple(names), None if names else "the driver lists no GPU")
+
+
+def nvrtc() -> str | None:
+    """Return the file of NVIDIA's run-time compiler, from a package or from the system."""
+    for name in ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            for file in importlib.metadata.files(name) or ():
+                if re.fullmatch(r"libnvrtc\.so\.\d+", file.name):
+                    return str(file.locate())
+    return ctypes.util.find_library("nvrtc")
+
+
+def version_of(*distributions: str) -> str | None:
+    """Return `name version` of the first of these distributions that is installed."""
+    for name in distributions:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            return f"{name} {importlib.metadata.version(name)}"
+    return None
+
+
+def _read(path: str | Path) -> str | None:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None

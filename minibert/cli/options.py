@@ -1,0 +1,95 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+_DEBUG_KEY = "minibert.debug"
+
+
+def _set_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta[_DEBUG_KEY] = True
+
+
+def is_debug(ctx: click.Context) -> bool:
+    """Return whether `--debug` was given, before or after the command's name."""
+    return bool(ctx.meta.get(_DEBUG_KEY))
+
+
+def debug_option(function: Decorated) -> Decorated:
+    """Add `--debug`."""
+    return click.option(
+        "--debug",
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_set_debug,
+        help="On an error, show the traceback instead of one line.",
+    )(function)
+
+
+_ENGINE_OPTIONS = (
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, numpy or cuda."),
+    click.option(
+        "--dtype", default="float32", show_default=True, help="How linear layers compute."
+    ),
+    click.option(
+        "--matmul-precision",
+        type=click.Choice(["highest", "high", "medium"]),
+        default="highest",
+        show_default=True,
+        help="How exactly float32 products are computed.",
+    ),
+    click.option(
+        "--batch-tokens",
+        "max_batch_tokens",
+        type=click.IntRange(min=1),
+        help="Tokens in a batch, at most.  [default: chosen for the device]",
+    ),
+    click.option("--memory-limit", metavar="SIZE", help="Peak of working memory, such as 512MB."),
+    click.option(
+        "--truncation",
+        type=click.Choice(["warn", "error", "silent"]),
+        default="warn",
+        show_default=True,
+        help="What to do about a text that is too long.",
+    ),
+    click.option(
+        "--max-length",
+        type=click.IntRange(min=1),
+        help="Tokens of a text, at most.  [default: the model's own]",
+    ),
+    click.option(
+        "--truncation-side",
+        type=click.Choice(["right", "left"]),
+        default="right",
+        show_default=True,
+        help="The end at which a long text is cut.",
+    ),
+    click.option("--threads", type=click.IntRange(min=1), help="CPU threads to use."),
+    click.option(
+        "--ignore-config-key",
+        "ignore_config_keys",
+        multiple=True,
+        help="Key of config.json known to have no effect (repeatable).",
+    ),
+    click.option("--revision", help="Branch, tag or commit of a model on the hub."),
+    click.option(
+        "--cache-folder", type=click.Path(file_okay=False, path_type=Path), help="The hub's cache."
+    ),
+    click.option("--local-files-only", is_flag=True, help="Never ask the network for a model."),
+)
+
+
+def engine_options(function: Decorated) -> Decorated:
+    """Add the keywords of `Engine.from_pretrained`, under the same names."""
+    for option in reversed(_ENGINE_OPTIONS):
+        function = option(function)
+    return function

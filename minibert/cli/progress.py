@@ -1,0 +1,58 @@
+"""The progress bar of `minibert encode`, on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+
+class Progress:
+    """A bar over the bytes of the inputs, or a counter where their size is not known."""
+
+    def __init__(self, total_bytes: int | None, *, shown: bool | None) -> None:
+        """Prepare the bar.
+
+        Args:
+            total_bytes: of all inputs, or None.
+            shown: None shows it where stderr is a terminal.
+        """
+        self._bar: Any = None
+        self._num_texts = 0
+        self._start = time.perf_counter()
+        if shown if shown is not None else sys.stderr.isatty():
+            from tqdm import tqdm
+
+            counter = "{postfix} [{elapsed}]"
+            bar = "{percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]"
+            self._bar = tqdm(
+                total=total_bytes,
+                bar_format=bar if total_bytes else counter,
+                file=sys.stderr,
+                dynamic_ncols=True,
+            )
+
+    def update(self, num_texts: int, done_bytes: int) -> None:
+        """Show that `num_texts` more are done, and that `done_bytes` were read since the start."""
+        self._num_texts += num_texts
+        if self._bar is None:
+            return
+        rate = self._num_texts / max(time.perf_counter() - self._start, 1e-9)
+        self._bar.set_postfix_str(f"{self._num_texts:,} texts, {rate:,.0f}/s", refresh=False)
+        self._bar.n = done_bytes
+        self._bar.refresh()
+
+    def __enter__(self) -> Progress:
+        """Start counting."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Leave the bar as it is and end its line."""
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,43 @@
+"""The text set of `minibert demo`, the questions asked of it, and vectors to compare with.
+
+| file | content |
+|---|---|
+| texts.txt | a short text on each line, written for this project |
+| questions.txt | a question on each line |
+| questions.npy | (num_questions, 384) float32: the questions' vectors |
+
+The vectors are those of sentence-transformers 6.2.0 with all-MiniLM-L6-v2; a test computes them
+again.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def demo_texts() -> list[str]:
+    """Return the texts that the demonstration searches."""
+    return _lines("texts.txt")
+
+
+def demo_questions() -> list[str]:
+    """Return the questions that the demonstration asks."""
+    return _lines("questions.txt")
+
+
+def _lines(name: str) -> list[str]:
+    return resources.files(__name__).joinpath(name).read_text(encoding="utf-8").splitlines()
+
+
+def demo_vectors() -> NDArray[np.float32]:
+    """Return the questions' vectors as sentence-transformers gives them, (num_questions, 384)."""
+    import numpy as np
+
+    with resources.files(__name__).joinpath("questions.npy").open("rb") as file:
+        vectors: NDArray[np.float32] = np.load(file, allow_pickle=False)
+    return vectors

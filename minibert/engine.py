@@ -1,0 +1,585 @@
+"""Engine: texts in, embeddings out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minibert import model
+from minibert.errors import EngineClosedError, InputError, TruncationError, TruncationWarning
+from minibert.explain import explain
+from minibert.hub import find_model
+from minibert.loading import LoadedModel, load_model, parse_memory
+from minibert.ops.select import make_ops
+from minibert.pooling import output_dimension, prepare_steps, skipped_tokens
+from minibert.precision import Precision, check_precision, quantize_embeddings
+from minibert.runner import Runner, make_budget
+from minibert.similarity import SIMILARITIES, normalize_rows, similarity
+from minibert.tokenizer import Text, TokenizedTexts, TruncationSide
+
+OutputValue = Literal["sentence_embedding", "token_embeddings"]
+Truncation = Literal["warn", "error", "silent"]
+
+_log = logging.getLogger("minibert")
+_DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+
+
+class Engine:
+    """A sentence-embedding model, loaded and ready. Made by `Engine.from_pretrained`.
+
+    One engine may be called from many threads. A text's embedding never depends on the texts
+    beside it, on their order or on the thread.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        runner: Runner,
+        *,
+        device_reason: str,
+        truncation: Truncation,
+        truncation_side: TruncationSide,
+        prompts: Mapping[str, str],
+        default_prompt_name: str | None,
+        truncate_dim: int | None,
+        similarity_function: str,
+    ) -> None:
+        """Put the parts together; `from_pretrained` is the way to make an engine."""
+        self._loaded = loaded
+        self._runner = runner
+        self._device_reason = device_reason
+        self._truncation = truncation
+        self._truncation_side = truncation_side
+        self._prompts = dict(prompts)
+        self._default_prompt_name = default_prompt_name
+        self._truncate_dim = truncate_dim
+        self._similarity = similarity_function
+        self._lock = threading.Lock()
+        self._counts = {"texts": 0, "tokens": 0, "truncated": 0}
+        self._warned = False
+        self._closed = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_name: str | os.PathLike[str],
+        *,
+        device: str = "auto",
+        dtype: str = "float32",
+        matmul_precision: str = "highest",
+        max_batch_tokens: int | None = None,
+        memory_limit: int | str | None = None,
+        max_length: int | None = None,
+        truncation: Truncation = "warn",
+        truncation_side: TruncationSide = "right",
+        prompts: Mapping[str, str] | None = None,
+        default_prompt_name: str | None = None,
+        truncate_dim: int | None = None,
+        similarity_function: str | None = None,
+        threads: int | None = None,
+        ignore_config_keys: Collection[str] = (),
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_folder: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+    ) -> Engine:
+        """Load a model.
+
+        Args:
+            path_or_name: a folder, or a name in the HuggingFace cache or on the hub.
+            device: "auto", "cpu", or "numpy" (no kernels).
+            dtype: how linear layers compute; "float32", or "float64" on NumPy for checking.
+            matmul_precision: for float32: "highest", "high" or "medium".
+            max_batch_tokens: most tokens of one batch; the device's choice when None.
+            memory_limit: bytes, or a size such as "512MB", that running batches may take together
+                beyond the loaded model; batches are made smaller to fit.
+            max_length: most tokens of a text, special tokens included; from the files when None.
+            truncation: a longer text is cut with one warning ("warn"), refused ("error") or cut
+                without a word ("silent").
+            truncation_side: which end of a text is cut off.
+            prompts: name -> text put before an input; added to the model's own.
+            default_prompt_name: prompt of calls that name none; the model's own when None.
+            truncate_dim: leading dimensions to keep; the model's own setting when None.
+            similarity_function: cosine, dot, euclidean or manhattan; the model's own when None.
+            threads: most threads of the CPU kernels; all usable cores when None.
+            ignore_config_keys: keys of config.json known to have no effect on inference.
+            revision: branch, tag or commit on the hub.
+            token: hub token, or True for the stored one.
+            cache_folder: where downloads go.
+            local_files_only: never use the network.
+
+        Raises:
+            ModelNotFoundError: the model cannot be found or fetched.
+            CheckpointError: its files are damaged or ask for something unsupported.
+            DeviceError: the device cannot do what was asked.
+            MemoryLimitError: memory_limit is too small for one token.
+            InputError: an argument is out of range.
+        """
+        if truncation not in ("warn", "error", "silent"):
+            raise InputError(f"truncation must be warn, error or silent, got {truncation!r}")
+        if truncation_side not in ("right", "left"):
+            raise InputError(f"truncation_side must be right or left, got {truncation_side!r}")
+        if max_batch_tokens is not None and max_batch_tokens < 1:
+            raise InputError(f"max_batch_tokens must be at least 1, got {max_batch_tokens}")
+        limit = parse_memory(memory_limit)
+        ops, reason = make_ops(
+            device, dtype=dtype, matmul_precision=matmul_precision, threads=threads
+        )
+        try:
+            folder = find_model(
+                path_or_name,
+                revision=revision,
+                token=token,
+                cache_folder=cache_folder,
+                local_files_only=local_files_only,
+            )
+            loaded = load_model(
+                folder, max_length=max_length, ignore_config_keys=ignore_config_keys
+            )
+            all_prompts = {**loaded.sentence.prompts, **(prompts or {})}
+            default = default_prompt_name or loaded.sentence.default_prompt_name
+            if default is not None and default not in all_prompts:
+                raise InputError(
+                    f"default_prompt_name must be one of {sorted(all_prompts)}, got {default!r}"
+                )
+            function = similarity_function or loaded.sentence.similarity
+            if function not in SIMILARITIES:
+                raise InputError(
+                    f"similarity_function must be one of {', '.join(SIMILARITIES)}, "
+                    f"got {function!r}"
+                )
+            dimension = output_dimension(loaded.steps, loaded.config.hidden_size)
+            _check_truncate_dim(truncate_dim, dimension)
+            parameters = model.prepare(ops, loaded.weights, loaded.config)
+
+            def scratch_bytes(num_tokens: int, max_seqlen: int, num_seqs: int) -> int:
+                return ops.scratch_bytes(
+                    model.forward_shape(
+                        loaded.config,
+                        parameters,
+                        num_tokens=num_tokens,
+                        max_seqlen=max_seqlen,
+                        num_seqs=num_seqs,
+                    )
+                )
+
+            budget = make_budget(
+                scratch_bytes,
+                max_batch_tokens=max_batch_tokens or ops.preferred_batch_tokens,
+                max_length=loaded.max_length,
+                num_streams=ops.num_streams,
+                memory_limit=limit,
+            )
+            steps = prepare_steps(ops, loaded.steps)
+            runner = Runner(ops, loaded.config, parameters, steps, budget)
+            return cls(
+                loaded,
+                runner,
+                device_reason=reason,
+                truncation=truncation,
+                truncation_side=truncation_side,
+                prompts=all_prompts,
+                default_prompt_name=default,
+                truncate_dim=truncate_dim or loaded.sentence.truncate_dim,
+                similarity_function=function,
+            )
+        except BaseException:
+            ops.close()
+            raise
+
+    # ---- what the engine is --------------------------------------------------------------------
+    @property
+    def dimension(self) -> int:
+        """Width of the sentence embeddings, after truncate_dim."""
+        full = output_dimension(self._loaded.steps, self._loaded.config.hidden_size)
+        return min(full, self._truncate_dim or full)
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens of a text, special tokens included."""
+        return self._loaded.max_length
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """Name -> prompt; a copy."""
+        return dict(self._prompts)
+
+    @property
+    def folder(self) -> Path:
+        """Where the model was loaded from."""
+        return self._loaded.folder
+
+    @property
+    def truncated_texts(self) -> int:
+        """Texts that were cut to `max_length` since the engine was made."""
+        return self._counts["truncated"]
+
+    def explain(self) -> str:
+        """A report of every decision and where it came from."""
+        return explain(
+            self._loaded,
+            self._runner,
+            device_reason=self._device_reason,
+            truncation=f"{self._truncation}, {self._truncation_side}",
+            prompts=self._prompts,
+            default_prompt_name=self._default_prompt_name,
+            dimension=self.dimension,
+            similarity_function=self._similarity,
+            counts=dict(self._counts),
+        )
+
+    # ---- embeddings ----------------------------------------------------------------------------
+    def encode(
+        self,
+        inputs: str | Sequence[str] | NDArray[Any] | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        output_value: OutputValue | None = "sentence_embedding",
+        precision: Precision = "float32",
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        *,
+        max_length: int | None = None,
+        truncation_side: TruncationSide | None = None,
+        sentences: str | Sequence[str] | None = None,
+    ) -> Any:
+        """Turn texts into embeddings, with the semantics of `SentenceTransformer.encode`.
+
+        Args:
+            inputs: one text, or several.
+            prompt_name: a name of `prompts`; its text is put before every input.
+            prompt: a prompt itself; takes precedence over prompt_name.
+            batch_size: most texts of a batch, besides the token budget.
+            show_progress_bar: on standard error; None shows it where logging is at INFO or DEBUG.
+            output_value: "sentence_embedding"; "token_embeddings" for the last hidden states of
+                each text; None for a dict with both and the token ids.
+            precision: "float32", "int8", "uint8", "binary" or "ubinary".
+            normalize_embeddings: make every vector length 1, after truncate_dim.
+            truncate_dim: leading dimensions to keep; the engine's setting when None.
+            max_length: most tokens of a text in this call; at most the model's positions.
+            truncation_side: "right" or "left"; the engine's setting when None.
+            sentences: older name of `inputs`.
+
+        Returns:
+            One text: (dimension,); several: (num_texts, dimension), in the order given. With
+            token_embeddings: (seqlen, hidden_size), or a list of them; with None a dict, or a list.
+
+        Raises:
+            InputError: an argument or a text that cannot be taken.
+            TruncationError: a text is too long and the engine was told to refuse it.
+            MemoryLimitError: one text alone passes memory_limit.
+            EngineClosedError: after `close`.
+        """
+        texts, single = _as_texts(inputs, sentences)
+        _check_output(output_value, precision)
+        full = output_dimension(self._loaded.steps, self._loaded.config.hidden_size)
+        _check_truncate_dim(truncate_dim, full)
+        _check_batch_size(batch_size)
+        chosen = self._choose_prompt(prompt, prompt_name)
+        limit = self._choose_max_length(max_length)
+        skip = self._skip(chosen, limit)
+        side = truncation_side or self._truncation_side
+        tokenized = self._tokenize([chosen + text for text in texts], limit, side)
+        if show_progress_bar is None:
+            show_progress_bar = _log.getEffectiveLevel() in (logging.INFO, logging.DEBUG)
+        want_states = output_value != "sentence_embedding"
+        rows, states = self._run(tokenized, skip, batch_size, show_progress_bar, want_states)
+        keep = truncate_dim or self._truncate_dim
+        rows = rows[:, :keep]
+        if output_value == "token_embeddings":
+            return states[0] if single else states
+        if output_value is None:
+            items = [
+                {
+                    "input_ids": tokenized.input_ids[i],
+                    "token_type_ids": tokenized.token_type_ids[i],
+                    "token_embeddings": states[i],
+                    "sentence_embedding": rows[i],
+                }
+                for i in range(len(texts))
+            ]
+            return items[0] if single else items
+        if normalize_embeddings:
+            rows = normalize_rows(rows)
+        if precision != "float32":
+            rows = quantize_embeddings(rows, precision)
+        return rows[0] if single else np.ascontiguousarray(rows)
+
+    def encode_query(self, inputs: str | Sequence[str], **options: Any) -> Any:
+        """`encode` with the model's "query" prompt, where it has one."""
+        return self.encode(inputs, **self._with_prompt(("query",), options))
+
+    def encode_document(self, inputs: str | Sequence[str], **options: Any) -> Any:
+        """`encode` with the model's "document", "passage" or "corpus" prompt, the first it has."""
+        return self.encode(inputs, **self._with_prompt(_DOCUMENT_PROMPTS, options))
+
+    def encode_stream(
+        self, inputs: Iterable[str], *, chunk_size: int = 4096, **options: Any
+    ) -> Iterator[NDArray[Any]]:
+        """Encode more texts than fit in memory.
+
+        Args:
+            inputs: any iterable; read `chunk_size` texts at a time.
+            chunk_size: texts that are tokenized, sorted and encoded together.
+            options: keywords of `encode`; a precision of int8 or uint8 is refused, since its
+                ranges would differ from chunk to chunk.
+
+        Yields:
+            (n, dimension) arrays, n at most `chunk_size`; together all texts, in order.
+
+        Raises:
+            InputError: as `encode`, or chunk_size below 1.
+        """
+        if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
+            raise InputError(f"chunk_size must be at least 1, got {chunk_size!r}")
+        if isinstance(inputs, str):
+            raise InputError("inputs must be an iterable of texts, got one str")
+        if options.get("precision") in ("int8", "uint8"):
+            raise InputError(
+                "precision must be float32, binary or ubinary in a stream: int8 ranges would "
+                "differ between chunks; encode float32 and call quantize_embeddings with ranges"
+            )
+        iterator = iter(inputs)
+        while chunk := list(islice(iterator, chunk_size)):
+            yield self.encode(chunk, **options)
+
+    def similarity(self, first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float32]:
+        """Scores of all pairs, (n, m), by the model's similarity function."""
+        return similarity(first, second, self._similarity)
+
+    # ---- tokens --------------------------------------------------------------------------------
+    def tokenize(self, inputs: str | Sequence[str]) -> Any:
+        """Tokens of texts, uncut, special tokens included.
+
+        Returns:
+            For each text a dict: `input_ids` and `token_type_ids` int32 arrays, `tokens` (str) and
+            `offsets` (character begin and end in the text); one dict for one text.
+        """
+        self._check_open()
+        texts, single = _as_texts(inputs, None)
+        items = [
+            {
+                "input_ids": np.array(encoding.ids, np.int32),
+                "token_type_ids": np.array(encoding.type_ids, np.int32),
+                "tokens": list(encoding.tokens),
+                "offsets": list(encoding.offsets),
+            }
+            for encoding in self._loaded.tokenizer.encodings(texts)
+        ]
+        return items[0] if single else items
+
+    def token_count(self, inputs: str | Sequence[str]) -> int | list[int]:
+        """Tokens of each text before cutting, special tokens included."""
+        self._check_open()
+        texts, single = _as_texts(inputs, None)
+        tokenized = self._loaded.tokenizer.encode(texts, max_length=self._loaded.max_length)
+        counts: list[int] = tokenized.num_tokens_before.tolist()
+        return counts[0] if single else counts
+
+    # ---- life ----------------------------------------------------------------------------------
+    def close(self) -> None:
+        """Give back threads and device memory; calls after this raise EngineClosedError."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._runner.close()
+
+    def __enter__(self) -> Engine:
+        """The engine itself; it is closed when the block ends."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the engine."""
+        self.close()
+
+    # ---- parts of encode -----------------------------------------------------------------------
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineClosedError("the engine must be open, it was closed: load it again")
+
+    def _choose_prompt(self, prompt: str | None, prompt_name: str | None) -> str:
+        if prompt is not None:
+            if not isinstance(prompt, str):
+                raise InputError(f"prompt must be a str, got {type(prompt).__name__}")
+            if prompt_name is not None:
+                _log.warning("prompt and prompt_name were both given: prompt_name is not used")
+            return prompt
+        name = prompt_name if prompt_name is not None else self._default_prompt_name
+        if name is None:
+            return ""
+        if name not in self._prompts:
+            raise InputError(f"prompt_name must be one of {sorted(self._prompts)}, got {name!r}")
+        return self._prompts[name]
+
+    def _with_prompt(self, names: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
+        if options.get("prompt") is None and options.get("prompt_name") is None:
+            found = next((name for name in names if name in self._prompts), None)
+            if found is not None:
+                return {**options, "prompt_name": found}
+        return options
+
+    def _choose_max_length(self, max_length: int | None) -> int:
+        if max_length is None:
+            return self._loaded.max_length
+        most = self._loaded.config.max_tokens
+        if isinstance(max_length, bool) or not isinstance(max_length, int):
+            raise InputError(f"max_length must be a number, got {max_length!r}")
+        if not 1 <= max_length <= most:
+            raise InputError(
+                f"max_length must be 1 to {most}, the positions of this model, got {max_length}"
+            )
+        return max_length
+
+    def _skip(self, prompt: str, max_length: int) -> int:
+        if not prompt:
+            return 0
+        tokens = self._loaded.tokenizer.prompt_length(prompt)
+        skip = skipped_tokens(self._loaded.steps, tokens)
+        if skip >= max_length - 1:
+            raise InputError(
+                f"prompt must leave room for a text within max_length = {max_length}, "
+                f"it has {tokens} tokens and the pooling excludes them"
+            )
+        return skip
+
+    def _tokenize(self, texts: list[Text], max_length: int, side: TruncationSide) -> TokenizedTexts:
+        self._check_open()
+        tokenized = self._loaded.tokenizer.encode(
+            texts, max_length=max_length, truncation_side=side
+        )
+        cut = tokenized.truncated
+        if cut.size and self._truncation == "error":
+            raise TruncationError(
+                f"text {cut[0]} must have at most max_length = {max_length} tokens, "
+                f"got {tokenized.num_tokens_before[cut[0]]}"
+                + (f" ({cut.size} such texts)" if cut.size > 1 else "")
+            )
+        with self._lock:
+            self._counts["texts"] += len(texts)
+            self._counts["tokens"] += sum(ids.size for ids in tokenized.input_ids)
+            self._counts["truncated"] += int(cut.size)
+            warn = bool(cut.size) and self._truncation == "warn" and not self._warned
+            self._warned = self._warned or warn
+        if warn:
+            warnings.warn(
+                f"{cut.size} of {len(texts)} texts had more than max_length = {max_length} tokens "
+                f"and were cut (the longest has {tokenized.num_tokens_before.max()}); this is said "
+                "once, engine.truncated_texts counts on",
+                TruncationWarning,
+                stacklevel=4,
+            )
+        return tokenized
+
+    def _run(
+        self,
+        tokenized: TokenizedTexts,
+        skip: int,
+        batch_size: int | None,
+        show_progress_bar: bool,
+        want_states: bool,
+    ) -> tuple[NDArray[Any], list[NDArray[Any]]]:
+        num_texts = len(tokenized.input_ids)
+        full = output_dimension(self._loaded.steps, self._loaded.config.hidden_size)
+        dtype = np.float64 if self._runner.ops.dtype == "float64" else np.float32
+        rows = np.zeros((num_texts, full), dtype)
+        states: list[NDArray[Any]] = [rows[0:0]] * (num_texts if want_states else 0)
+        bar = None
+        if show_progress_bar:
+            from tqdm.auto import tqdm
+
+            bar = tqdm(total=num_texts, desc="Texts", unit="text")
+
+        def deliver(
+            indices: NDArray[np.int32],
+            batch_rows: NDArray[Any],
+            hidden: NDArray[Any] | None,
+            cu_seqlens: NDArray[np.int32],
+        ) -> None:
+            rows[indices] = batch_rows
+            if hidden is not None:
+                for i, begin, end in zip(indices, cu_seqlens[:-1], cu_seqlens[1:], strict=True):
+                    states[i] = hidden[begin:end].copy()
+            if bar is not None:
+                bar.update(len(indices))
+
+        try:
+            self._runner.run(
+                tokenized, deliver, skip=skip, batch_size=batch_size, hidden_states=want_states
+            )
+        finally:
+            if bar is not None:
+                bar.close()
+        return rows, states
+
+
+def _as_texts(inputs: Any, sentences: Any) -> tuple[list[str], bool]:
+    if inputs is None:
+        if sentences is None:
+            raise InputError("inputs must be a text or several texts, got None")
+        warnings.warn("sentences= is called inputs= now", DeprecationWarning, stacklevel=3)
+        inputs = sentences
+    elif sentences is not None:
+        raise InputError("inputs and sentences must not both be given: they are one argument")
+    if isinstance(inputs, str):
+        return [inputs], True
+    if isinstance(inputs, bytes | Mapping | int | float):
+        raise InputError(f"inputs must be a text or several texts, got {type(inputs).__name__}")
+    try:
+        texts = inputs.tolist() if isinstance(inputs, np.ndarray) else list(inputs)
+    except TypeError:
+        raise InputError(
+            f"inputs must be a text or several texts, got {type(inputs).__name__}"
+        ) from None
+    if isinstance(texts, str):  # a 0-dimensional array
+        return [texts], True
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"text {i} must be a str, got {type(text).__name__}")
+    return [str(text) for text in texts], False
+
+
+def _check_output(output_value: object, precision: str) -> None:
+    if output_value not in ("sentence_embedding", "token_embeddings", None):
+        raise InputError(
+            "output_value must be sentence_embedding, token_embeddings or None, "
+            f"got {output_value!r}"
+        )
+    check_precision(precision)
+    if output_value != "sentence_embedding" and precision != "float32":
+        raise InputError(
+            f"precision must be float32 with output_value = {output_value!r}, got {precision!r}"
+        )
+
+
+def _check_batch_size(batch_size: object) -> None:
+    if batch_size is not None and (
+        isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1
+    ):
+        raise InputError(f"batch_size must be at least 1, got {batch_size!r}")
+
+
+def _check_truncate_dim(truncate_dim: object, dimension: int) -> None:
+    if truncate_dim is not None and (
+        isinstance(truncate_dim, bool)
+        or not isinstance(truncate_dim, int)
+        or not 1 <= truncate_dim <= dimension
+    ):
+        raise InputError(f"truncate_dim must be 1 to {dimension}, got {truncate_dim!r}")

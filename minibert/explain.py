@@ -1,0 +1,106 @@
+"""The report of `engine.explain()`: every decision, and where it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import minibert
+from minibert.loading import LoadedModel
+from minibert.pooling import Dense, Pooling
+from minibert.runner import Runner
+
+
+def explain(
+    loaded: LoadedModel,
+    runner: Runner,
+    *,
+    device_reason: str,
+    truncation: str,
+    prompts: Mapping[str, str],
+    default_prompt_name: str | None,
+    dimension: int,
+    similarity_function: str,
+    counts: Mapping[str, int],
+) -> str:
+    """Write the report, one decision a line."""
+    config, weights, budget = loaded.config, loaded.weights, runner.budget
+    longest = min(loaded.max_length, budget.max_batch_tokens)
+    scratch = runner.scratch_bytes(budget.max_batch_tokens, longest, budget.max_batch_tokens)
+    limit = budget.memory_limit
+    rows = [
+        ("model", str(loaded.folder)),
+        (
+            "encoder",
+            f"{config.model_type}, {config.num_hidden_layers} layers, hidden_size "
+            f"{config.hidden_size}, {_heads(loaded)}, {_widths(loaded)}, {config.hidden_act}"
+            + (" (exact erf)" if config.hidden_act == "gelu" else ""),
+        ),
+        (
+            "weights",
+            f"{', '.join(path.name for path in weights.files)}: {weights.num_parameters:,} "
+            f"parameters, {', '.join(weights.dtypes)} on disk",
+        ),
+        ("not used", ", ".join(weights.unused) or "nothing: every tensor of the files is used"),
+        (
+            "tokenizer",
+            f"{loaded.tokenizer.vocab_size:,} tokens, from {loaded.origins['tokenizer']}",
+        ),
+        *(("", note) for note in loaded.tokenizer.notes),
+        (
+            "max_length",
+            f"{loaded.max_length} tokens, from {loaded.origins['max_length']}; "
+            f"longer texts: {truncation}",
+        ),
+        ("positions", f"from {config.first_position}, {config.max_tokens} of them"),
+        ("steps", f"{_steps(loaded)}, from {loaded.origins['pooling']}"),
+        ("dimension", f"{dimension}, similarity {similarity_function}"),
+        ("prompts", _prompts(prompts, default_prompt_name)),
+        ("device", f"{runner.ops.name} ({device_reason}), {runner.ops.dtype}"),
+        (
+            "batches",
+            f"at most {budget.max_batch_tokens:,} tokens, {budget.num_streams} at once; scratch "
+            f"at most {scratch * budget.num_streams / 1e6:.1f} MB"
+            + ("" if limit is None else f" (limit {limit * budget.num_streams / 1e6:.1f} MB)"),
+        ),
+        (
+            "so far",
+            f"{counts['texts']:,} texts, {counts['tokens']:,} tokens, "
+            f"{counts['truncated']:,} texts cut",
+        ),
+    ]
+    lines = [f"minibert {minibert.__version__}"]
+    lines += [f"  {name:<11} {value}" for name, value in rows]
+    return "\n".join(lines)
+
+
+def _heads(loaded: LoadedModel) -> str:
+    heads = [layer.num_heads for layer in loaded.weights.layers]
+    counts = str(heads[0]) if len(set(heads)) == 1 else "/".join(map(str, heads))
+    return f"{counts} heads of {loaded.config.head_dim}"
+
+
+def _widths(loaded: LoadedModel) -> str:
+    widths = [layer.intermediate.weight.shape[0] for layer in loaded.weights.layers]
+    shown = str(widths[0]) if len(set(widths)) == 1 else "/".join(map(str, widths))
+    return f"feed-forward {shown}"
+
+
+def _steps(loaded: LoadedModel) -> str:
+    names = []
+    for step in loaded.steps:
+        if isinstance(step, Pooling):
+            without = "" if step.include_prompt else " without the prompt"
+            names.append(f"pooling {' + '.join(step.modes)}{without}")
+        elif isinstance(step, Dense):
+            out_features, in_features = step.weights.weight.shape
+            names.append(f"dense {in_features} -> {out_features} {step.activation or ''}".rstrip())
+        else:
+            names.append("normalize")
+    return ", ".join(names)
+
+
+def _prompts(prompts: Mapping[str, str], default: str | None) -> str:
+    if not any(prompts.values()):
+        return "none"
+    shown = ", ".join(f"{name} = {text!r}" for name, text in prompts.items())
+    return f"{shown}; default {default or 'none'}"

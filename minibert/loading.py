@@ -1,0 +1,127 @@
+"""From a model folder to the parts of an engine, with the origin of every decision."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from minibert.config import EncoderConfig
+from minibert.errors import ConfigError, InputError
+from minibert.pooling import Step
+from minibert.sentence_config import (
+    SentenceConfig,
+    read_modules,
+    read_sentence_config,
+    read_steps,
+)
+from minibert.tokenizer import Tokenizer
+from minibert.weights.checkpoint import EncoderWeights, load_encoder
+
+
+@dataclass(slots=True)
+class LoadedModel:
+    """Everything that a folder says, read and checked.
+
+    Attributes:
+        origins: decision -> where it came from, in the order of `explain`.
+    """
+
+    folder: Path
+    config: EncoderConfig
+    weights: EncoderWeights
+    tokenizer: Tokenizer
+    sentence: SentenceConfig
+    steps: tuple[Step, ...]
+    max_length: int
+    origins: dict[str, str] = field(default_factory=dict)
+
+
+def load_model(
+    folder: Path,
+    *,
+    max_length: int | None = None,
+    ignore_config_keys: Collection[str] = (),
+) -> LoadedModel:
+    """Read a sentence-transformers or plain transformers folder.
+
+    Args:
+        folder: the model.
+        max_length: overrules the files; at most what the position table has.
+        ignore_config_keys: keys of config.json known to the caller to be without effect.
+
+    Raises:
+        CheckpointError: some file is missing, damaged or asks for what is not supported.
+        InputError: max_length is out of range.
+    """
+    modules = read_modules(folder)
+    where = modules.encoder_folder
+    config_path = where / "config.json"
+    if not config_path.exists():
+        raise ConfigError(f"{folder} must be a model folder with config.json, it has none")
+    config = EncoderConfig.from_file(config_path, ignore_keys=ignore_config_keys)
+    sentence = read_sentence_config(folder, where)
+    steps = read_steps(modules, config.hidden_size)
+    tokenizer = Tokenizer.from_folder(where, do_lower_case=sentence.do_lower_case)
+    limit, limit_origin = _max_length(config, sentence, tokenizer, max_length)
+    weights = load_encoder(where, config)
+    origins = {
+        "pooling": modules.origin,
+        "max_length": limit_origin,
+        "tokenizer": tokenizer.source,
+    }
+    return LoadedModel(folder, config, weights, tokenizer, sentence, steps, limit, origins)
+
+
+def _max_length(
+    config: EncoderConfig, sentence: SentenceConfig, tokenizer: Tokenizer, asked: int | None
+) -> tuple[int, str]:
+    limit, origin = config.max_tokens, "max_position_embeddings of config.json"
+    if asked is not None:
+        if not 1 <= asked <= limit:
+            raise InputError(
+                f"max_length must be 1 to {limit}, the positions of this model, got {asked}"
+            )
+        return asked, "asked for"
+    if sentence.max_seq_length is not None:
+        named, where = sentence.max_seq_length, "max_seq_length of sentence_bert_config.json"
+    elif tokenizer.model_max_length is not None:
+        named, where = tokenizer.model_max_length, "model_max_length of tokenizer_config.json"
+    else:
+        return limit, origin
+    return (named, where) if named <= limit else (limit, f"{origin}, below {where}")
+
+
+def parse_memory(value: int | str | None) -> int | None:
+    """Bytes from a number or a text such as "512MB" or "1.5 GiB".
+
+    Raises:
+        InputError: not a positive size.
+    """
+    if value is None:
+        return None
+    units: Mapping[str, int] = {
+        "": 1,
+        "b": 1,
+        "kb": 10**3,
+        "mb": 10**6,
+        "gb": 10**9,
+        "kib": 2**10,
+        "mib": 2**20,
+        "gib": 2**30,
+    }
+    text = str(value).strip().lower()
+    number = text.rstrip("abcdefghijklmnopqrstuvwxyz ")
+    try:
+        size = int(float(number) * units[text[len(number) :].strip()])
+    except (ValueError, KeyError, OverflowError):
+        size = 0
+    if isinstance(value, bool) or size < 1:
+        raise InputError(f"memory_limit must be bytes or a size such as '512MB', got {value!r}")
+    return size
+
+
+def file_bytes(model: LoadedModel) -> int:
+    """Size of the weight files, in bytes."""
+    return sum(os.stat(path).st_size for path in model.weights.files)

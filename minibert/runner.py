@@ -1,0 +1,271 @@
+"""Runs planned batches over the streams of an Ops, within a memory limit.
+
+Workers take batches from a shared counter, so a slow core never holds up the others; which worker
+took a batch has no influence on its result. Callers in several threads share the streams.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minibert import model
+from minibert.batch import Batch, IntArray, pack, plan_batches
+from minibert.config import EncoderConfig
+from minibert.errors import DeviceMemoryError, InputError, MemoryLimitError
+from minibert.ops.interface import Ops
+from minibert.pooling import PreparedStep, apply_steps
+from minibert.tokenizer import TokenizedTexts
+
+OnBatch = Callable[[NDArray[np.int32], NDArray[Any], NDArray[Any] | None, IntArray], None]
+"""Receives text indices, embeddings, packed hidden states (or None) and cu_seqlens of a batch."""
+
+_FEWEST_TOKENS_TO_SPLIT = 64  # below this per stream, one batch over all cores is quicker
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Limits of the batches that run at once."""
+
+    max_batch_tokens: int
+    num_streams: int
+    memory_limit: int | None
+
+
+class Runner:
+    """The prepared model and the machinery that runs batches through it. Thread-safe."""
+
+    def __init__(
+        self,
+        ops: Ops,
+        config: EncoderConfig,
+        parameters: model.EncoderParameters,
+        steps: Sequence[PreparedStep],
+        budget: Budget,
+    ) -> None:
+        """Hold the prepared parts; nothing runs yet."""
+        self.ops = ops
+        self.config = config
+        self.parameters = parameters
+        self.steps = tuple(steps)
+        self.budget = budget
+        self._executor: ThreadPoolExecutor | None = None
+        self._reset()
+
+    def run(
+        self,
+        texts: TokenizedTexts,
+        on_batch: OnBatch,
+        *,
+        skip: int = 0,
+        batch_size: int | None = None,
+        hidden_states: bool = False,
+    ) -> None:
+        """Compute the embeddings of all texts, batch by batch.
+
+        Args:
+            texts: from the tokenizer.
+            on_batch: receives each batch's results; called by one thread at a time.
+            skip: tokens at the start of each text that pooling leaves out.
+            batch_size: most texts of a batch, besides the token budget.
+            hidden_states: also hand over the packed last hidden states.
+
+        Raises:
+            InputError: a token id that the model's tables do not have, or a text without tokens.
+            MemoryLimitError: one text alone needs more than the limit.
+        """
+        seqlens = np.asarray([ids.size for ids in texts.input_ids], np.int64)
+        self._check(texts, seqlens)
+        plan = plan_batches(
+            seqlens, max_batch_tokens=self._tokens_per_batch(seqlens), batch_size=batch_size
+        )
+        if not plan:
+            return
+        if self._pid != os.getpid():  # a fork has no threads of its parent
+            self._reset()
+        counter = itertools.count()
+        deliver = threading.Lock()
+        failed = threading.Event()
+        alone = len(plan) == 1
+
+        def work() -> None:
+            for i in iter(lambda: next(counter), None):
+                if i >= len(plan) or failed.is_set():
+                    return
+                try:
+                    with self._stream(alone=alone) as ops:
+                        self._run_batch(ops, texts, plan[i], skip, hidden_states, on_batch, deliver)
+                except BaseException:
+                    failed.set()
+                    raise
+
+        workers = min(len(plan), self.budget.num_streams)
+        if workers == 1:
+            work()
+            return
+        futures = [self._pool().submit(work) for _ in range(workers - 1)]
+        try:
+            work()
+        finally:
+            errors = [future.exception() for future in futures]
+        for error in errors:
+            if error is not None:
+                raise error
+
+    def scratch_bytes(self, num_tokens: int, max_seqlen: int, num_seqs: int) -> int:
+        """Upper bound of one batch's scratch memory, in bytes."""
+        shape = model.forward_shape(
+            self.config,
+            self.parameters,
+            num_tokens=num_tokens,
+            max_seqlen=max_seqlen,
+            num_seqs=num_seqs,
+        )
+        return self.ops.scratch_bytes(shape)
+
+    def close(self) -> None:
+        """End the worker threads and give back the device."""
+        if self._executor is not None and self._pid == os.getpid():
+            self._executor.shutdown(wait=True)
+        self._executor = None
+        self.ops.close()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._executor = None
+        self._slots = threading.BoundedSemaphore(self.budget.num_streams)
+        self._lock = threading.Lock()
+
+    def _pool(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(
+                    max(1, self.budget.num_streams - 1), thread_name_prefix="minibert"
+                )
+            return self._executor
+
+    @contextmanager
+    def _stream(self, *, alone: bool) -> Iterator[Ops]:
+        with self._slots, self.ops.stream(alone=alone) as ops:
+            yield ops
+
+    def _tokens_per_batch(self, seqlens: NDArray[np.int64]) -> int:
+        """The budget, or less where an even share keeps every stream busy."""
+        budget, streams = self.budget.max_batch_tokens, self.budget.num_streams
+        total = int(seqlens.sum())
+        share = -(-total // streams)
+        if streams == 1 or share >= budget or share < _FEWEST_TOKENS_TO_SPLIT:
+            return budget
+        return max(share, int(seqlens.max()))
+
+    def _check(self, texts: TokenizedTexts, seqlens: NDArray[np.int64]) -> None:
+        vocab_size = self.config.vocab_size
+        for i, ids in enumerate(texts.input_ids):
+            if ids.size == 0:
+                raise InputError(f"text {i} must have at least one token, its tokenizer gave none")
+            if int(ids.max()) >= vocab_size:
+                raise InputError(
+                    f"text {i}: token ids must be below vocab_size = {vocab_size}, "
+                    f"got {int(ids.max())}"
+                )
+        limit = self.budget.memory_limit
+        if limit is not None and seqlens.size:
+            longest = int(seqlens.argmax())
+            needed = self.scratch_bytes(int(seqlens[longest]), int(seqlens[longest]), 1)
+            if needed > limit:
+                raise MemoryLimitError(
+                    f"text {longest} of {int(seqlens[longest])} tokens must fit memory_limit = "
+                    f"{limit} bytes, it needs {needed}: raise the limit or lower max_length"
+                )
+
+    def _run_batch(
+        self,
+        ops: Ops,
+        texts: TokenizedTexts,
+        indices: NDArray[np.int32],
+        skip: int,
+        hidden_states: bool,
+        on_batch: OnBatch,
+        deliver: threading.Lock,
+    ) -> None:
+        batch = self._pack(texts, indices, skip)
+        try:
+            uploaded = ops.upload(batch)
+            hidden = model.encode(ops, uploaded, self.parameters, self.config)
+            rows = ops.download(apply_steps(ops, hidden, uploaded, self.steps))
+            states = ops.download(hidden) if hidden_states else None
+        except (MemoryError, DeviceMemoryError):
+            if indices.size == 1:
+                raise
+            # The device is fuller than planned: halves need less, and no text depends on the split.
+            middle = indices.size // 2
+            for half in (indices[:middle], indices[middle:]):
+                self._run_batch(ops, texts, half, skip, hidden_states, on_batch, deliver)
+            return
+        with deliver:
+            on_batch(indices, rows, states, batch.cu_seqlens)
+
+    def _pack(self, texts: TokenizedTexts, indices: NDArray[np.int32], skip: int) -> Batch:
+        order = indices.tolist()
+        return pack(
+            [texts.input_ids[i] for i in order],
+            token_type_ids=[texts.token_type_ids[i] for i in order]
+            if self.config.type_vocab_size > 0
+            else None,
+            first_position=self.config.first_position,
+            pad_token_id=self.config.pad_token_id if self.config.first_position else None,
+            skip=[min(skip, texts.input_ids[i].size - 1) for i in order],
+        )
+
+
+def make_budget(
+    scratch_bytes: Callable[[int, int, int], int],
+    *,
+    max_batch_tokens: int,
+    max_length: int,
+    num_streams: int,
+    memory_limit: int | None,
+) -> Budget:
+    """Choose how many tokens may run at once so that scratch memory stays within a limit.
+
+    Args:
+        scratch_bytes: num_tokens, max_seqlen, num_seqs -> bytes of one stream.
+        max_batch_tokens: wanted budget of one batch.
+        max_length: most tokens of one text.
+        num_streams: batches that run at once.
+        memory_limit: bytes that all running batches may take together; None for no limit.
+
+    Raises:
+        MemoryLimitError: not even a batch of one token fits.
+    """
+    if memory_limit is None:
+        return Budget(max_batch_tokens, num_streams, None)
+
+    def fits(num_tokens: int) -> bool:
+        # As many texts as tokens is the most that the bound can see.
+        return scratch_bytes(num_tokens, min(num_tokens, max_length), num_tokens) <= share
+
+    for streams in range(num_streams, 0, -1):
+        share = memory_limit // streams
+        if not fits(min(max_length, max_batch_tokens)) and streams > 1:
+            continue  # fewer streams, so that long texts keep their place
+        if not fits(1):
+            break
+        low, high = 1, max_batch_tokens
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle - 1)
+        return Budget(low, streams, share)
+    needed = scratch_bytes(1, 1, 1)
+    raise MemoryLimitError(
+        f"memory_limit must be at least {needed} bytes for one token, got {memory_limit}"
+    )

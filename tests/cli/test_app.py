@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+import minibert
+from minibert.cli import app
+from minibert.cli.app import COMMANDS
+from minibert.errors import ConfigError, DeviceError, InputError, MinibertError
+
+Run = Callable[..., Result]
+
+
+def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    @click.command()
+    def failing() -> None:
+        raise error
+
+    monkeypatch.setattr(app, "get_command", lambda ctx, name: failing)
+
+
+def test_help_and_version_need_no_arrays() -> None:
+    program = (
+        "import sys; from click.testing import CliRunner; from minibert.cli import app\n"
+        "for option in ('--help', '--version'): assert CliRunner().invoke(app, [option]).output\n"
+        "assert not {'numpy', 'tokenizers', 'tqdm', 'safetensors'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help_that_begins_as_the_list_says(run: Run, command: str) -> None:
+    assert COMMANDS[command] in run("--help").output
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert f"minibert {command}" in result.output.replace("app", "minibert")
+    assert all(len(line) <= 80 for line in result.output.splitlines())
+
+
+def test_the_version_is_the_package_s(run: Run) -> None:
+    assert run("--version").output == f"minibert, version {minibert.__version__}\n"
+
+
+def test_an_unknown_command_is_wrong_usage(run: Run) -> None:
+    assert run("train").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (InputError("x must be y,\n  got z"), 2, "x must be y, got z"),
+        (ConfigError("bad"), 2, "bad"),
+        (DeviceError("no device"), 1, "no device"),
+        (MinibertError("other"), 2, "other"),
+        (OSError(28, "No space left on device"), 1, "No space left on device"),
+        (OSError(5, "Input/output error", "out.npy"), 1, "out.npy: Input/output error"),
+        (ZeroDivisionError("by zero"), 1, "ZeroDivisionError: by zero (--debug shows the traceba"),
+        (KeyError(), 1, "KeyError"),
+        (MemoryError(), 1, "MemoryError"),
+    ],
+)
+def test_a_failure_is_one_line_and_a_code(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, line: str
+) -> None:
+    fail_with(monkeypatch, error)
+    result = run("encode")
+    assert result.exit_code == code
+    assert result.stderr.startswith(f"minibert: error: {line}")
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+def test_debug_lets_the_exception_through(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = InputError("x must be y")
+    fail_with(monkeypatch, error)
+    assert run("--debug", "encode").exception is error
+
+
+def test_debug_may_follow_the_command(run: Run, tmp_path: Path) -> None:
+    result = run("explain", tmp_path / "none", "--debug")
+    assert isinstance(result.exception, MinibertError)
+
+
+def test_an_interrupt_is_quiet(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(monkeypatch, KeyboardInterrupt())
+    result = run("encode")
+    assert (result.exit_code, result.output) == (130, "")
+
+
+@pytest.mark.parametrize(("value", "coloured"), [("", True), ("1", False)])
+def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch, value: str, coloured: bool) -> None:
+    monkeypatch.setenv("NO_COLOR", value)
+    result = CliRunner().invoke(app, ["doctor"], color=True)
+    assert ("\x1b[" in result.output) is coloured
+
+
+def test_python_m_is_the_script() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "minibert", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"minibert, version {minibert.__version__}\n"

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import types
+from collections.abc import Callable
+
+import pytest
+from click.testing import Result
+
+import minibert
+from minibert.cli import doctor, machine
+
+Run = Callable[..., Result]
+
+
+def findings(run: Run) -> dict[str, dict[str, str]]:
+    result = run("doctor", "--json")
+    assert result.exit_code == 0
+    report = json.loads(result.stdout)
+    assert report["version"] == minibert.__version__
+    return {finding["name"]: finding for finding in report["findings"]}
+
+
+def test_the_report_fits_in_80_columns(run: Run) -> None:
+    result = run("doctor")
+    assert result.exit_code == 0
+    assert all(len(line) <= 80 for line in result.output.splitlines())
+    for heading in ("Machine", "Arrays", "CPU kernels", "GPU", "Packages"):
+        assert f"\n{heading}\n" in result.output
+
+
+def test_the_json_names_everything(run: Run) -> None:
+    found = findings(run)
+    assert {"processor", "cores", "NumPy", "BLAS", "extension", "driver", "CuPy", "NVRTC"} <= set(
+        found
+    )
+    assert found["NumPy"]["status"] == "ok"
+    assert all(finding["status"] in ("ok", "warn", "off") for finding in found.values())
+
+
+def test_whatever_is_a_warning_comes_with_advice(run: Run) -> None:
+    assert all(f["advice"] for f in findings(run).values() if f["status"] == "warn")
+
+
+def test_a_quota_below_the_cores_is_a_warning(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "affinity_cores", lambda: 8)
+    monkeypatch.setattr(machine, "cgroup_cores", lambda: 2.5)
+    cores = findings(run)["cores"]
+    assert cores["status"] == "warn"
+    assert "--threads 2" in cores["advice"]
+
+
+def test_a_processor_without_avx2_is_a_warning(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cpu_features", lambda: ["SSE4.2"])
+    assert findings(run)["features"]["status"] == "warn"
+
+
+def test_a_forced_core_type_is_a_warning(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    assert findings(run)["BLAS"]["status"] == "warn"
+
+
+@pytest.mark.parametrize(("built", "status"), [(True, "ok"), (False, "warn")])
+def test_the_extension_is_built_or_not(
+    run: Run, monkeypatch: pytest.MonkeyPatch, built: bool, status: str
+) -> None:
+    module = types.ModuleType("minibert.ops.cpu")
+    module.available = lambda: built  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "minibert.ops.cpu", module)
+    assert findings(run)["extension"]["status"] == status
+
+
+@pytest.mark.parametrize(
+    ("version", "extra"), [((13, 1), "cuda13"), ((12, 4), "cuda12"), (None, "cuda12")]
+)
+def test_a_gpu_without_cupy_gets_the_extra_of_its_driver(
+    run: Run, monkeypatch: pytest.MonkeyPatch, version: tuple[int, int] | None, extra: str
+) -> None:
+    driver = machine.CudaDriver(version, ("NVIDIA H100",))
+    monkeypatch.setattr(machine, "cuda_driver", lambda: driver)
+    monkeypatch.setattr(machine, "nvrtc", lambda: None)
+    monkeypatch.setattr(machine, "version_of", lambda *names: None)
+    found = findings(run)
+    assert found["GPU 0"]["value"] == "NVIDIA H100"
+    assert found["CuPy"]["status"] == found["NVRTC"]["status"] == "warn"
+    assert found["CuPy"]["advice"] == f'pip install "minibert-engine[{extra}]"'
+
+
+def test_a_driver_that_fails_is_a_warning(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = machine.CudaDriver((12, 4), (), "cuInit failed with CUDA error 100")
+    monkeypatch.setattr(machine, "cuda_driver", lambda: driver)
+    assert "error 100" in findings(run)["driver"]["value"]
+
+
+def test_a_container_without_gpu_access_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cuda_driver", lambda: None)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    driver = findings(run)["driver"]
+    assert driver["status"] == "warn"
+    assert "container" in driver["advice"]
+
+
+def test_missing_optional_packages_are_off(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "version_of", lambda *names: None)
+    found = findings(run)
+    assert found["pyarrow"]["status"] == found["huggingface_hub"]["status"] == "off"
+    assert "[parquet]" in found["pyarrow"]["advice"]
+    assert found["tokenizers"]["status"] == "warn"
+
+
+def test_an_unknown_blas_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "blas", lambda: None)
+    blas = next(finding for finding in doctor.examine() if finding.name == "BLAS")
+    assert blas.status == "warn"
