@@ -38,9 +38,7 @@ def catalogue(target: Target) -> Iterator[Launch]:
 
 def _all(target: Target) -> Iterator[Launch]:
     dtypes = [
-        dtype
-        for dtype in launch.CTYPES
-        if dtype != "bfloat16" or target.compute_capability >= 80
+        dtype for dtype in launch.CTYPES if dtype != "bfloat16" or target.compute_capability >= 80
     ]
     for dtype in dtypes:
         for hidden_size in _HIDDEN_SIZES:

@@ -175,11 +175,9 @@ class CupyDevice:
 
     def empty_pinned(self, nbytes: int) -> NDArray[np.uint8]:
         """See `Device.empty_pinned`."""
-        import cupyx
-
         with self._device:
-            pinned: NDArray[np.uint8] = cupyx.empty_pinned((nbytes,), np.uint8)
-            return pinned
+            memory = self._cupy.cuda.alloc_pinned_memory(max(nbytes, 1))
+        return np.frombuffer(memory, np.uint8, nbytes)
 
     def new_stream(self) -> Any:
         """See `Device.new_stream`."""

@@ -92,7 +92,7 @@ def _join(name: str, seen: set[str]) -> list[str]:
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: `MINIBERT_CACHE_DIR` or the user's cache, `kernels` in it."""
+    """Where compiled kernels are kept: `kernels` in `MINIBERT_CACHE_DIR` or the user's cache."""
     named = os.environ.get("MINIBERT_CACHE_DIR")
     if named:
         return Path(named) / "kernels"

@@ -21,7 +21,6 @@ import re
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,120 +29,31 @@ from numpy.typing import NDArray
 from minibert.batch import Batch
 from minibert.errors import DeviceError, EngineClosedError, InputError
 from minibert.kernels.cuda import launch as launches
-from minibert.kernels.cuda.device import CupyDevice, Device, Graph
+from minibert.kernels.cuda.device import CupyDevice, Device
 from minibert.kernels.cuda.launch import Launch
-from minibert.ops.arena import Arena, Block, OffsetAllocator
-from minibert.ops.cuda_batch import (
-    BatchShape,
-    DeviceBatch,
-    bucket_shape,
-    exact_shape,
-    pad_batch,
-    stage,
+from minibert.ops.cuda_batch import DeviceBatch, bucket_shape, exact_shape, pad_batch
+from minibert.ops.cuda_stream import (
+    ELEMENT_BYTES,
+    STORAGE,
+    CudaStream,
+    DeviceArray,
+    check_ids,
+    scratch_bytes,
 )
 from minibert.ops.cuda_weights import (
     PADDING,
-    QUANTIZED_PADDING,
     Embedding,
     LayerNorm,
     Linear,
     make_embedding,
     make_layer_norm,
     make_linear,
-    pad_to,
 )
 from minibert.ops.interface import Activation, Array, ForwardShape, PoolMode
 
 __all__ = ["DTYPES", "CudaOps", "DeviceArray", "cuda_ops"]
 
 DTYPES = ("float32", "float16", "bfloat16", "int8")
-
-_STORAGE = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "int8": "|i1"}
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
-_MAX_GRAPHS = 64  # of one stream; the oldest makes room
-
-
-class DeviceArray:
-    """A matrix in the scratch memory of a stream; its memory is free again when it is dropped.
-
-    Attributes:
-        data: the device's array, (num_rows, row_stride), or (num_rows,) for scales.
-        num_rows: rows.
-        num_columns: columns that count; those up to row_stride are zero.
-        row_stride: columns as stored.
-        dtype: "float32", "float16", "bfloat16" or "int8".
-        per_seq: a row is a sequence; otherwise it is a token.
-        quantized: the same rows as int8 and their scales, once they exist.
-    """
-
-    __slots__ = (
-        "_arena",
-        "_block",
-        "data",
-        "dtype",
-        "num_columns",
-        "num_rows",
-        "per_seq",
-        "quantized",
-        "row_stride",
-    )
-
-    def __init__(
-        self,
-        data: Any,
-        num_rows: int,
-        num_columns: int,
-        row_stride: int,
-        dtype: str,
-        per_seq: bool,
-        arena: Arena,
-        block: Block,
-    ) -> None:
-        """Hold the memory of `block`."""
-        self.data = data
-        self.num_rows, self.num_columns, self.row_stride = num_rows, num_columns, row_stride
-        self.dtype, self.per_seq = dtype, per_seq
-        self.quantized: tuple[DeviceArray, DeviceArray] | None = None
-        self._arena, self._block = arena, block
-
-    def __del__(self) -> None:
-        """Give the memory back: work that still reads it stands earlier on the same stream."""
-        self._arena.give(self._block)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(num_rows, num_columns)."""
-        return self.num_rows, self.num_columns
-
-
-@dataclass(slots=True)
-class _Captured:
-    """A graph, what it leaves behind, and what must still hold for it to be valid."""
-
-    graph: Graph
-    outputs: tuple[DeviceArray, ...]
-    table_rows: list[int | None]
-    version: int
-
-
-@dataclass(slots=True)
-class _Stream:
-    """Everything that one running batch has to itself."""
-
-    handle: Any
-    arena: Arena
-    pinned_in: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
-    pinned_out: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
-    staging: Any = None
-    staging_version: int = 0
-    graphs: dict[Hashable, _Captured] = field(default_factory=dict)
-    needs: dict[Hashable, int] = field(default_factory=dict)
-    batch: DeviceBatch | None = None
-
-    @property
-    def version(self) -> int:
-        """Changes whenever an address may have changed that a graph holds."""
-        return self.arena.version + self.staging_version
 
 
 class CudaOps:
@@ -182,9 +92,7 @@ class CudaOps:
             DeviceError: a dtype that there is not, or not on this device.
         """
         if dtype not in DTYPES:
-            raise DeviceError(
-                f"dtype must be one of {', '.join(DTYPES)} on {name}, got {dtype!r}"
-            )
+            raise DeviceError(f"dtype must be one of {', '.join(DTYPES)} on {name}, got {dtype!r}")
         self.device = device
         self.name, self.dtype = name, dtype
         self.num_streams, self.preferred_batch_tokens = num_streams, preferred_batch_tokens
@@ -193,10 +101,10 @@ class CudaOps:
         self._float = "float16" if dtype == "int8" else dtype
         launches.quantize_rows(device.target, self._float, num_tokens=1)  # refuses the dtype
         self._block_m = launches.attention_block_m(self._float)
-        self._idle: list[_Stream] = []
+        self._idle: list[CudaStream] = []
         self._lock = threading.Lock()
         self._closed = False
-        self._state: _Stream | None = None
+        self._state: CudaStream | None = None
 
     # ---- streams -----------------------------------------------------------------------------
     @contextmanager
@@ -207,7 +115,7 @@ class CudaOps:
         with self._lock:
             state = self._idle.pop() if self._idle else None
         if state is None:
-            state = _Stream(self.device.new_stream(), Arena(self.device.empty, self._reuse_memory))
+            state = CudaStream(self.device, block_m=self._block_m, reuse_memory=self._reuse_memory)
         bound = copy.copy(self)
         bound._state = state
         try:
@@ -222,39 +130,13 @@ class CudaOps:
                     self._idle.append(state)
 
     def scratch_bytes(self, shape: ForwardShape) -> int:
-        """See `Ops.scratch_bytes`: the arena is asked, on the arrays of a layer and its frame."""
-        line = OffsetAllocator()
-        element = _BYTES[self._float]
-        tokens = shape.num_tokens
-
-        def take(columns: int, quantized: bool) -> list[tuple[int, int]]:
-            sizes = [tokens * pad_to(columns, PADDING) * element]
-            if quantized and self.dtype == "int8":
-                sizes += [tokens * pad_to(columns, QUANTIZED_PADDING), 4 * tokens]
-            return [(line.take(size), size) for size in sizes]
-
-        def give(*arrays: list[tuple[int, int]]) -> None:
-            for array in arrays:
-                for offset, size in array:
-                    line.give(offset, size)
-
-        hidden = take(shape.hidden_size, True)
-        for _ in range(2):
-            qkv = take(shape.qkv_size, False)
-            context = take(shape.qkv_size // 3, True)
-            summed = take(shape.hidden_size, False)
-            attended = take(shape.hidden_size, True)
-            give(qkv, context, summed)
-            wide = take(shape.intermediate_size, True)
-            summed = take(shape.hidden_size, False)
-            after = take(shape.hidden_size, True)
-            give(wide, summed, attended, hidden)
-            hidden = after
-        for _ in range(4):  # pooled vectors, float32: pooling, dense, norm, their conversions
-            line.take(shape.num_seqs * pad_to(shape.hidden_size, PADDING) * 4)
-        tiles = tokens // self._block_m + shape.num_seqs
-        staging = 4 * BatchShape(tokens, shape.num_seqs, tiles).staging_size
-        return line.high_water + staging
+        """See `Ops.scratch_bytes`."""
+        return scratch_bytes(
+            shape,
+            element_bytes=ELEMENT_BYTES[self._float],
+            quantized=self.dtype == "int8",
+            block_m=self._block_m,
+        )
 
     def close(self) -> None:
         """See `Ops.close`."""
@@ -262,8 +144,7 @@ class CudaOps:
             self._closed = True
             idle, self._idle = self._idle, []
         for state in idle:
-            state.graphs.clear()
-            state.arena.clear()
+            state.close()
         self.device.close()
 
     # ---- weights -----------------------------------------------------------------------------
@@ -290,27 +171,11 @@ class CudaOps:
     def upload(self, batch: Batch) -> DeviceBatch:
         """See `Ops.upload`: one copy, from pinned memory, not waited for."""
         shape = exact_shape(batch, self._block_m)
-        return self._upload(batch, batch, batch.cu_seqlens, shape)
+        return self._running().upload(batch, batch, batch.cu_seqlens, shape)
 
     def download(self, array: DeviceArray) -> NDArray[np.float32]:
         """See `Ops.download`: one copy; waits for everything before it on the stream."""
-        state = self._running()
-        nbytes = array.num_rows * array.row_stride * _BYTES[array.dtype]
-        if state.pinned_out.size < nbytes:
-            state.pinned_out = self.device.empty_pinned(nbytes)
-        raw = state.pinned_out[:nbytes]
-        if nbytes:
-            self.device.copy_out(raw, array.data, state.handle)
-        self.device.synchronize(state.handle)
-        stored = raw.view(_STORAGE[array.dtype]).reshape(array.num_rows, array.row_stride)
-        num_rows = array.num_rows
-        if state.batch is not None:
-            real = state.batch.num_seqs if array.per_seq else state.batch.num_tokens
-            num_rows = min(num_rows, real)
-        rows = stored[:num_rows, : array.num_columns]
-        if array.dtype == "bfloat16":
-            return (rows.astype(np.uint32) << 16).view(np.float32)
-        return rows.astype(np.float32)
+        return self._running().download(array)
 
     def forward(
         self,
@@ -333,50 +198,15 @@ class CudaOps:
         Returns:
             The downloaded arrays, rows of the batch only.
         """
-        state = self._running()
+        stream = self._running()
         if not self.graphs or batch.num_tokens == 0:
             uploaded = self.upload(batch)
             return tuple(self.download(array) for array in function(self, uploaded))
         shape = bucket_shape(batch, self._block_m)
         padded, cu_seqlens = pad_batch(batch, shape)
-        uploaded = self._upload(batch, padded, cu_seqlens, shape)
-        outputs = self._graph_outputs(state, (key, shape), uploaded, function)
+        uploaded = stream.upload(batch, padded, cu_seqlens, shape)
+        outputs = stream.run((key, shape), uploaded, lambda: function(self, uploaded))
         return tuple(self.download(array) for array in outputs)
-
-    def _graph_outputs(
-        self,
-        state: _Stream,
-        key: Hashable,
-        uploaded: DeviceBatch,
-        function: Callable[[CudaOps, DeviceBatch], tuple[Array, ...]],
-    ) -> tuple[DeviceArray, ...]:
-        """Replay, capture or, the first time, run; in each case the outputs are on the way."""
-        captured = state.graphs.get(key)
-        if captured is not None and captured.version != state.version:
-            del state.graphs[key]
-            captured = None
-        if captured is not None:
-            _check_ids(uploaded, captured.table_rows)
-            captured.graph.launch(state.handle)
-            return captured.outputs
-        if state.needs.get(key, state.arena.slab_bytes + 1) > state.arena.slab_bytes:
-            # Loads the kernels, and tells the arena how much the pass needs.
-            outputs = function(self, uploaded)
-            state.needs[key] = state.arena.high_water
-            return outputs
-        made: list[tuple[DeviceArray, ...]] = []
-        state.arena.fixed = True
-        try:
-            graph = self.device.capture(
-                state.handle, lambda: made.append(function(self, uploaded))
-            )
-        finally:
-            state.arena.fixed = False
-        while len(state.graphs) >= _MAX_GRAPHS:
-            del state.graphs[next(iter(state.graphs))]
-        state.graphs[key] = _Captured(graph, made[0], uploaded.table_rows, state.version)
-        graph.launch(state.handle)
-        return made[0]
 
     # ---- forward -----------------------------------------------------------------------------
     def embed(
@@ -387,7 +217,7 @@ class CudaOps:
         if word is None:
             raise InputError("tables must begin with the word table, got None")
         batch.table_rows = [table.num_rows if table else None for table in tables]
-        _check_ids(batch, batch.table_rows)
+        check_ids(batch, batch.table_rows)
         out = self._new(batch.shape.num_tokens, word.width, self._float)
         quantized = self._new_quantized(out)
         self._launch(
@@ -577,66 +407,15 @@ class CudaOps:
         return out
 
     # ---- parts -------------------------------------------------------------------------------
-    def _running(self) -> _Stream:
+    def _running(self) -> CudaStream:
         if self._state is None:
             raise DeviceError("an operation must stand inside `with ops.stream(...) as ops:`")
         return self._state
 
-    def _upload(
-        self, batch: Batch, padded: Batch, cu_seqlens: NDArray[np.int32], shape: BatchShape
-    ) -> DeviceBatch:
-        """Stage `padded`, whose real part is `batch`, and start the copy."""
-        state = self._running()
-        size = shape.staging_size
-        if state.pinned_in.size < size:
-            state.staging = self.device.empty(4 * size)
-            state.pinned_in = self.device.empty_pinned(4 * size).view(np.int32)
-            state.staging_version += 1
-        else:
-            # The copy of the batch before may still read the pinned buffer.
-            self.device.synchronize(state.handle)
-        state.arena.reset(shape.num_tokens)
-        staged = state.pinned_in[:size]
-        stage(staged, padded, cu_seqlens, shape, self._block_m)
-        self.device.copy_in(state.staging, staged.view(np.uint8), state.handle)
-        begins = np.cumsum((0, *shape.sizes))[:-1].tolist()
-        lengths = (
-            (shape.num_tokens,),
-            (shape.num_tokens,),
-            (shape.num_tokens,),
-            (shape.num_seqs + 1,),
-            (shape.num_seqs,),
-            (shape.num_tiles, 2),
-        )
-        parts = [
-            self.device.view(state.staging, 4 * begin, length, "<i4")
-            for begin, length in zip(begins, lengths, strict=True)
-        ]
-        largest = (batch.input_ids, batch.position_ids, batch.token_type_ids)
-        state.batch = DeviceBatch(
-            shape,
-            batch.num_tokens,
-            batch.num_seqs,
-            tuple(int(ids.max(initial=0)) for ids in largest),  # type: ignore[arg-type]
-            *parts,
-        )
-        return state.batch
-
     def _new(
         self, num_rows: int, num_columns: int, dtype: str, per_seq: bool = False
     ) -> DeviceArray:
-        """A matrix with rows padded to 16 bytes' worth of float16."""
-        multiple = QUANTIZED_PADDING if dtype == "int8" else PADDING
-        stride = pad_to(num_columns, multiple)
-        return self._take((num_rows, stride), num_columns, dtype, per_seq)
-
-    def _take(
-        self, shape: tuple[int, int], num_columns: int, dtype: str, per_seq: bool
-    ) -> DeviceArray:
-        arena = self._running().arena
-        block = arena.take(shape[0] * shape[1] * _BYTES[dtype])
-        data = self.device.view(block.memory, block.start, shape, _STORAGE[dtype])
-        return DeviceArray(data, shape[0], num_columns, shape[1], dtype, per_seq, arena, block)
+        return self._running().new(num_rows, num_columns, dtype, per_seq=per_seq)
 
     def _new_quantized(self, array: DeviceArray) -> tuple[DeviceArray, DeviceArray] | None:
         """Room for the int8 companion of an array, where this dtype has one."""
@@ -645,7 +424,7 @@ class CudaOps:
         rows = array.num_rows
         array.quantized = (
             self._new(rows, array.num_columns, "int8", array.per_seq),
-            self._take((rows, 1), 1, "float32", array.per_seq),
+            self._running().new(rows, 1, "float32", per_seq=array.per_seq, padded=False),
         )
         return array.quantized
 
@@ -674,14 +453,14 @@ class CudaOps:
         self._copy_columns(out, array, 0, out.row_stride)
         return out
 
-    def _copy_columns(
-        self, out: DeviceArray, array: DeviceArray, begin: int, written: int
-    ) -> None:
+    def _copy_columns(self, out: DeviceArray, array: DeviceArray, begin: int, written: int) -> None:
         """Put an array into columns of another, and zeros up to `written` columns behind it."""
         written = max(written, array.num_columns)
         offset = self.device.view(
-            out.data, begin * _BYTES[out.dtype], (out.num_rows * out.row_stride - begin,),
-            _STORAGE[out.dtype],
+            out.data,
+            begin * ELEMENT_BYTES[out.dtype],
+            (out.num_rows * out.row_stride - begin,),
+            STORAGE[out.dtype],
         )
         self._launch(
             launches.copy_columns(
@@ -716,13 +495,6 @@ def _dense(array: DeviceArray) -> DeviceArray:
             "use device='cpu'"
         )
     return array
-
-
-def _check_ids(batch: DeviceBatch, table_rows: Sequence[int | None]) -> None:
-    names = ("input_ids", "position_ids", "token_type_ids")
-    for name, largest, rows in zip(names, batch.largest_ids, table_rows, strict=True):
-        if rows is not None and largest >= rows:
-            raise InputError(f"{name} must be below {rows}, the rows of their table, got {largest}")
 
 
 def cuda_ops(

@@ -43,12 +43,12 @@ def test_heads_are_widened_to_an_mma_step(head_dim: int, width: int) -> None:
 
 
 def test_bfloat16_is_refused_before_sm_80() -> None:
-    with pytest.raises(DeviceError, match="bfloat16 needs compute capability 8.0, got 7.5"):
+    with pytest.raises(DeviceError, match=r"bfloat16 needs compute capability 8.0, got 7.5"):
         launch.normalize(T4, "bfloat16", num_rows=1)
 
 
 def test_old_devices_are_refused() -> None:
-    with pytest.raises(DeviceError, match="at least 7.5, got 7.0"):
+    with pytest.raises(DeviceError, match=r"at least 7.5, got 7.0"):
         target_for(70, 80)
 
 
@@ -80,9 +80,7 @@ def test_rows_must_be_whole_chunks(dtype: str, quantized: bool, in_features: int
 
 def test_grids_beyond_the_hardware_are_refused() -> None:
     with pytest.raises(InputError, match="num_rows must be at most"):
-        launch.gemm(
-            A100, "float16", None, num_rows=2**24, out_features=384, in_features=384
-        )
+        launch.gemm(A100, "float16", None, num_rows=2**24, out_features=384, in_features=384)
 
 
 @pytest.mark.parametrize("num_rows", [1, 16, 17, 32, 33, 64, 100, 128, 1000, 4096, 65536])

@@ -28,12 +28,15 @@ def test_headers_are_joined_once_with_their_lines() -> None:
     lines = text.splitlines()
     after = lines.index('#line 1 "layer_norm.cu"')
     include = next(
-        i for i, line in enumerate(lines) if line.startswith("#line") and '"layer_norm.cu"' in line
-        and i > after
+        i
+        for i, line in enumerate(lines)
+        if line.startswith("#line") and '"layer_norm.cu"' in line and i > after
     )
     number = int(lines[include].split()[1])
     original = (Path(loader.__file__).parent / "layer_norm.cu").read_text().splitlines()
-    assert lines[include + 1] == ("" if "#include" in original[number - 1] else original[number - 1])
+    assert lines[include + 1] == (
+        "" if "#include" in original[number - 1] else original[number - 1]
+    )
 
 
 def test_compiled_code_is_kept_on_disk_and_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,5 +104,5 @@ def test_code_is_chosen_for_the_device(capability: int, expected: tuple[str, str
 
 
 def test_a_device_older_than_the_compiler_is_refused() -> None:
-    with pytest.raises(DeviceError, match="support compute capability 7.0, it starts at 7.5"):
+    with pytest.raises(DeviceError, match=r"support compute capability 7.0, it starts at 7.5"):
         choose_code(70, (75, 80))
