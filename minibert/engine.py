@@ -484,7 +484,7 @@ class Engine:
                 f"and were cut (the longest has {tokenized.num_tokens_before.max()}); this is said "
                 "once, engine.truncated_texts counts on",
                 TruncationWarning,
-                stacklevel=4,
+                stacklevel=3,
             )
         return tokenized
 

@@ -1,0 +1,325 @@
+"""`Engine.encode` against SentenceTransformer.encode really running, on tiny models."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import shutil
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minibert import Engine
+from minibert.errors import EngineClosedError, InputError, TruncationError, TruncationWarning
+from tests.conftest import TinyModel
+
+TEXTS = [
+    "the cat sat on the mat",
+    "",
+    "a",
+    "bread stays soft in a paper bag and the dog sat on ice",
+    "moon sun lake walk safe qzx",
+    "the cat sat on the mat",
+]
+MODES = ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+OLD_KEYS = {
+    "cls": "cls_token",
+    "max": "max_tokens",
+    "mean": "mean_tokens",
+    "mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "weightedmean": "weightedmean_tokens",
+    "lasttoken": "lasttoken",
+}
+# float32 programs that sum in another order: 48 terms of size 1 or so, three layers.
+CLOSE = 5e-6
+
+
+def save_sentence_model(folder: Path, encoder: Path, *modules: Any, **options: Any) -> Any:
+    """A SentenceTransformer over a tiny encoder, saved by sentence-transformers."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Transformer
+    from transformers import PreTrainedTokenizerFast
+
+    with_tokenizer = folder.parent / f"{folder.name}-encoder"
+    shutil.copytree(encoder, with_tokenizer)
+    PreTrainedTokenizerFast(
+        tokenizer_file=str(encoder / "tokenizer.json"),
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        model_max_length=64,
+    ).save_pretrained(with_tokenizer)
+    theirs = SentenceTransformer(
+        modules=[Transformer(str(with_tokenizer)), *modules], device="cpu", **options
+    )
+    theirs.save(str(folder))
+    return theirs
+
+
+@pytest.fixture
+def minutes_of_warnings() -> Any:
+    """transformers and sentence-transformers may warn about their own matters."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@pytest.mark.usefixtures("minutes_of_warnings")
+@pytest.mark.parametrize("modes", [*MODES, ("cls", "mean"), ("max", "weightedmean", "lasttoken")])
+@pytest.mark.parametrize("include_prompt", [True, False])
+def test_every_pooling_equals_sentence_transformers(
+    tiny: TinyModel, tmp_path: Path, modes: Any, include_prompt: bool
+) -> None:
+    from sentence_transformers.models import Pooling
+
+    pooling = Pooling(48, pooling_mode=modes, include_prompt=include_prompt)
+    theirs = save_sentence_model(tmp_path / "m", tiny("bert"), pooling)
+    with Engine.from_pretrained(tmp_path / "m") as engine:
+        for prompt in (None, "walk the dog"):
+            ours = engine.encode(TEXTS, prompt=prompt)
+            expected = theirs.encode(TEXTS, prompt=prompt)
+            assert ours.shape == expected.shape
+            assert np.abs(ours - expected).max() <= CLOSE * max(1.0, np.abs(expected).max())
+
+
+@pytest.mark.usefixtures("minutes_of_warnings")
+@pytest.mark.parametrize("modes", [*MODES, ("cls", "max", "mean")])
+def test_both_generations_of_configs_give_identical_bytes(
+    tiny: TinyModel, tmp_path: Path, modes: Any
+) -> None:
+    from sentence_transformers.models import Normalize, Pooling
+
+    new = tmp_path / "new"
+    save_sentence_model(new, tiny("bert"), Pooling(48, pooling_mode=modes), Normalize())
+    old = tmp_path / "old"
+    shutil.copytree(new, old)
+    named = [modes] if isinstance(modes, str) else list(modes)
+    values: dict[str, Any] = {"word_embedding_dimension": 48}
+    values |= {f"pooling_mode_{key}": mode in named for mode, key in OLD_KEYS.items()}
+    (old / "1_Pooling" / "config.json").write_text(json.dumps(values))
+    kinds = ["Transformer", "Pooling", "Normalize"]
+    paths = ["", "1_Pooling", "2_Normalize"]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, path) in enumerate(zip(kinds, paths, strict=True))
+    ]
+    (old / "modules.json").write_text(json.dumps(modules))
+    (old / "sentence_bert_config.json").write_text(
+        json.dumps({"max_seq_length": 64, "do_lower_case": False})
+    )
+    shutil.rmtree(old / "2_Normalize", ignore_errors=True)
+    with Engine.from_pretrained(new) as a, Engine.from_pretrained(old) as b:
+        assert a.max_length == b.max_length == 64
+        assert a.encode(TEXTS).tobytes() == b.encode(TEXTS).tobytes()
+
+
+@pytest.mark.usefixtures("minutes_of_warnings")
+@pytest.mark.parametrize("activation", ["Tanh", "Identity", "ReLU", "GELU", "SiLU"])
+@pytest.mark.parametrize(
+    ("out_features", "bias", "residual"), [(20, True, False), (48, False, True), (20, True, True)]
+)
+def test_dense_modules_equal_sentence_transformers(
+    tiny: TinyModel, tmp_path: Path, activation: str, out_features: int, bias: bool, residual: bool
+) -> None:
+    import torch
+    from sentence_transformers.models import Dense, Normalize, Pooling
+
+    torch.manual_seed(3)
+    dense = Dense(
+        48,
+        out_features,
+        bias=bias,
+        activation_function=getattr(torch.nn, activation)(),
+        use_residual=residual,
+    )
+    theirs = save_sentence_model(tmp_path / "m", tiny("bert"), Pooling(48), dense, Normalize())
+    with Engine.from_pretrained(tmp_path / "m") as engine:
+        assert engine.dimension == out_features
+        assert np.abs(engine.encode(TEXTS) - theirs.encode(TEXTS)).max() <= CLOSE
+
+
+@pytest.mark.usefixtures("minutes_of_warnings")
+def test_prompts_dimensions_and_similarity_come_from_the_model(
+    tiny: TinyModel, tmp_path: Path
+) -> None:
+    from sentence_transformers.models import Normalize, Pooling
+
+    theirs = save_sentence_model(
+        tmp_path / "m",
+        tiny("bert"),
+        Pooling(48),
+        Normalize(),
+        prompts={"query": "the sun ", "passage": "the moon "},
+        default_prompt_name="passage",
+        similarity_fn_name="euclidean",
+        truncate_dim=32,
+    )
+    with Engine.from_pretrained(tmp_path / "m") as engine:
+        assert engine.dimension == 32
+        for call in ("encode", "encode_query", "encode_document"):
+            ours, expected = getattr(engine, call)(TEXTS), getattr(theirs, call)(TEXTS)
+            assert np.abs(ours - expected).max() <= CLOSE, call
+        named = engine.encode(TEXTS, prompt_name="query", truncate_dim=10)
+        expected = theirs.encode(TEXTS, prompt_name="query", truncate_dim=10)
+        assert named.shape == (6, 10)
+        assert np.abs(named - expected).max() <= CLOSE
+        both = engine.encode(TEXTS, normalize_embeddings=True, truncate_dim=10)
+        expected = theirs.encode(TEXTS, normalize_embeddings=True, truncate_dim=10)
+        assert np.abs(both - expected).max() <= CLOSE
+        scores = engine.similarity(named, both)
+        assert np.abs(scores - theirs.similarity(named, both).numpy()).max() <= CLOSE
+
+
+@pytest.mark.usefixtures("minutes_of_warnings")
+@pytest.mark.parametrize("precision", ["int8", "uint8", "binary", "ubinary"])
+def test_precision_is_bit_equal_to_theirs_on_the_same_vectors(
+    tiny: TinyModel, precision: Any
+) -> None:
+    from sentence_transformers.util import quantize_embeddings
+
+    with Engine.from_pretrained(tiny("bert")) as engine, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ours = engine.encode(TEXTS, precision=precision)
+        expected = quantize_embeddings(engine.encode(TEXTS), precision)
+    assert ours.dtype == expected.dtype
+    assert ours.tobytes() == expected.tobytes()
+
+
+def test_one_text_gives_one_vector_and_a_list_gives_rows(tiny: TinyModel) -> None:
+    with Engine.from_pretrained(tiny("bert")) as engine:
+        assert engine.encode("a cat").shape == (48,)
+        assert engine.encode(["a cat"]).shape == (1, 48)
+        assert engine.encode([]).shape == (0, 48)
+        assert engine.encode(np.array(["a cat", "a dog"])).shape == (2, 48)
+        assert engine.encode(("a cat", "a dog")).dtype == np.float32
+        assert engine.encode(text for text in ["a", "b"]).shape == (2, 48)
+
+
+def test_token_embeddings_and_everything(tiny: TinyModel) -> None:
+    with Engine.from_pretrained(tiny("bert")) as engine:
+        states = engine.encode(TEXTS, output_value="token_embeddings")
+        assert [len(s) for s in states] == engine.token_count(TEXTS)
+        everything = engine.encode(TEXTS, output_value=None)
+        for item, state, row in zip(everything, states, engine.encode(TEXTS), strict=True):
+            assert item["token_embeddings"].tobytes() == state.tobytes()
+            assert item["sentence_embedding"].tobytes() == row.tobytes()
+            assert item["input_ids"].size == len(state)
+        one = engine.encode(TEXTS[0], output_value="token_embeddings")
+        assert one.tobytes() == states[0].tobytes()
+
+
+def test_a_text_gives_the_same_bytes_alone_in_any_batch_and_in_any_order(tiny: TinyModel) -> None:
+    rng = np.random.default_rng(0)
+    words = "the cat dog sat on mat and bread soft paper ice lake qzx".split()
+    texts = [" ".join(rng.choice(words, int(n))) for n in rng.integers(0, 50, 40)]
+    with Engine.from_pretrained(tiny("bert")) as engine:
+        together = engine.encode(texts)
+        order = rng.permutation(len(texts))
+        assert engine.encode([texts[i] for i in order]).tobytes() == together[order].tobytes()
+        for batch_size in (1, 2, 7):
+            assert engine.encode(texts, batch_size=batch_size).tobytes() == together.tobytes()
+        alone = np.stack([engine.encode(text) for text in texts])
+        assert alone.tobytes() == together.tobytes()
+    for max_batch_tokens in (1, 50, 333):
+        with Engine.from_pretrained(tiny("bert"), max_batch_tokens=max_batch_tokens) as engine:
+            assert engine.encode(texts).tobytes() == together.tobytes()
+
+
+def test_many_threads_share_one_engine(tiny: TinyModel) -> None:
+    texts = [f"the cat sat on ice {'lake ' * (i % 20)}" for i in range(30)]
+    with Engine.from_pretrained(tiny("bert"), truncation="silent") as engine:
+        expected = {n: engine.encode(texts, max_length=n).tobytes() for n in (5, 9, 30)}
+        work = list(itertools.islice(itertools.cycle(expected), 48))
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda n: engine.encode(texts, max_length=n).tobytes(), work))
+        assert [expected[n] for n in work] == found
+
+
+def test_a_stream_equals_one_call(tiny: TinyModel) -> None:
+    with Engine.from_pretrained(tiny("bert")) as engine:
+        texts = (f"the cat {'sat ' * i}" for i in range(25))
+        chunks = list(engine.encode_stream(texts, chunk_size=7, normalize_embeddings=True))
+        assert [len(chunk) for chunk in chunks] == [7, 7, 7, 4]
+        whole = engine.encode(
+            [f"the cat {'sat ' * i}" for i in range(25)], normalize_embeddings=True
+        )
+        assert np.concatenate(chunks).tobytes() == whole.tobytes()
+        assert list(engine.encode_stream([])) == []
+        with pytest.raises(InputError, match="ranges would differ"):
+            list(engine.encode_stream(["a"], precision="int8"))
+
+
+def test_truncation_is_counted_and_said_once(tiny: TinyModel) -> None:
+    long = "cat " * 200
+    with Engine.from_pretrained(tiny("bert")) as engine:
+        with pytest.warns(TruncationWarning, match="1 of 2 texts had more than max_length = 70"):
+            engine.encode([long, "a"])
+        engine.encode([long, long])  # no second warning: warnings are errors here
+        assert engine.truncated_texts == 3
+        assert "3 texts cut" in engine.explain()
+    with Engine.from_pretrained(tiny("bert"), truncation="error") as engine:
+        with pytest.raises(TruncationError, match="text 1 must have at most max_length = 70"):
+            engine.encode(["a", long])
+    with Engine.from_pretrained(tiny("bert"), truncation="silent", max_length=9) as engine:
+        assert engine.encode(long, output_value="token_embeddings").shape == (9, 48)
+        right = engine.encode("cat dog sun moon ice", max_length=4)
+        left = engine.encode("cat dog sun moon ice", max_length=4, truncation_side="left")
+        assert np.array_equal(right, engine.encode("cat dog"))
+        assert np.array_equal(left, engine.encode("moon ice"))
+
+
+def test_memory_limit_makes_batches_smaller_and_changes_no_byte(tiny: TinyModel) -> None:
+    texts = [f"the cat {'sat ' * (i % 50)}" for i in range(60)]
+    with Engine.from_pretrained(tiny("bert")) as engine:
+        expected = engine.encode(texts).tobytes()
+    with Engine.from_pretrained(tiny("bert"), memory_limit="6MB") as engine:
+        assert engine.encode(texts).tobytes() == expected
+        assert "limit 6.0 MB" in engine.explain()
+
+
+def test_progress_bar_goes_to_standard_error(
+    tiny: TinyModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Engine.from_pretrained(tiny("bert")) as engine:
+        engine.encode(TEXTS, show_progress_bar=True)
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "6/6" in err
+        engine.encode(TEXTS)
+        assert capsys.readouterr().err == ""
+        logging.getLogger("minibert").setLevel(logging.INFO)
+        try:
+            engine.encode(TEXTS)
+        finally:
+            logging.getLogger("minibert").setLevel(logging.NOTSET)
+        assert "6/6" in capsys.readouterr().err
+
+
+def test_a_closed_engine_says_so(tiny: TinyModel) -> None:
+    engine = Engine.from_pretrained(tiny("bert"))
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineClosedError, match="was closed"):
+        engine.encode("a")
+
+
+def test_tokenize_gives_tokens_and_offsets(tiny: TinyModel) -> None:
+    with Engine.from_pretrained(tiny("bert")) as engine:
+        item = engine.tokenize("the catx")
+        assert item["tokens"] == ["[CLS]", "the", "cat", "##x", "[SEP]"]
+        assert item["offsets"][1:4] == [(0, 3), (4, 7), (7, 8)]
+        assert engine.token_count("the catx") == 5
+
+
+def test_explain_names_the_origin_of_each_decision(tiny: TinyModel) -> None:
+    with Engine.from_pretrained(tiny("roberta")) as engine:
+        report = engine.explain()
+    assert "default: no modules.json" in report
+    assert "positions   from 2, 68 of them" in report
+    assert "max_position_embeddings of config.json" in report
