@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike
 from minibert.errors import InputError
 from minibert.kernels.emulator.types import Array
 
-__all__ = ["ID_SHIFT", "Allocation", "AddressSpace", "Owner", "device_address", "device_array"]
+__all__ = ["ID_SHIFT", "AddressSpace", "Allocation", "Owner", "device_address", "device_array"]
 
 ID_SHIFT = 36
 _ALIGNMENT = 256  # what allocators of device memory guarantee at least
@@ -134,7 +134,7 @@ def device_array(shape: int | tuple[int, ...], dtype: DTypeLike = np.float32) ->
     start = _host_address(words)
     _tracked[start] = _Tracked(weakref.ref(words), np.zeros(room, np.uint8), next(_ids))
     weakref.finalize(words, _tracked.pop, start, None)
-    array: Array = np.ndarray(shape, kind, buffer=words)  # type: ignore[arg-type]
+    array: Array = np.ndarray(shape, kind, buffer=words)
     return array
 
 

@@ -1,4 +1,4 @@
-"""Limits of a launch, by compute capability (CUDA C++ programming guide, technical specifications)."""
+"""Limits of a launch, by compute capability, as the CUDA C++ programming guide lists them."""
 
 from __future__ import annotations
 

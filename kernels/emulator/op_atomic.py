@@ -44,7 +44,7 @@ def _add(kind: str) -> Callable[[Array, Array], Array]:
 
 
 def _combine(name: str, kind: str) -> Callable[..., Array]:
-    """new = f(old, value{, value2})."""
+    """New = f(old, value{, value2})."""
     if name == "add":
         return _add(kind)
     if name in _BITWISE:

@@ -1,7 +1,7 @@
 """Arithmetic of float16 and bfloat16, alone and in pairs.
 
-A sum or product of two halves is rounded once through float32, which has more than twice the digits;
-a fused multiply-add goes through float64 and round-to-odd.
+A sum or product of two halves is rounded once through float32, which has more than twice the
+digits; a fused multiply-add goes through float64 and round-to-odd.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _flushed(ins: Instruction, bits: Array) -> Array:
 @operation("sub", _ALL, mods="rn ftz sat", kind="float", flops=1)
 @operation("mul", _ALL, mods="rn ftz sat", kind="float", flops=1)
 def arithmetic(b: Binder, ins: Instruction, kind: str) -> Step:
-    """a + b, a - b, a * b."""
+    """A + b, a - b, a * b."""
     function = {"add": np.add, "sub": np.subtract, "mul": np.multiply}[ins.parts[0]]
 
     def compute(a: Array, c: Array) -> Array:
@@ -112,7 +112,7 @@ def arithmetic(b: Binder, ins: Instruction, kind: str) -> Step:
 
 @operation("fma", _ALL, mods="rn ftz sat relu", kind="float", flops=2)
 def fma_half(b: Binder, ins: Instruction, kind: str) -> Step:
-    """a * b + c with one rounding."""
+    """A * b + c with one rounding."""
 
     def compute(a: Array, c: Array, d: Array) -> Array:
         x, y, z = (widen(_flushed(ins, s), kind).astype(np.float64) for s in (a, c, d))

@@ -25,7 +25,7 @@ def _sources(b: Binder, ins: Instruction, kind: str) -> list[Array]:
 @operation("add", _WHOLE, kind="integer")
 @operation("add", "s32", "sat", kind="integer")
 def add(b: Binder, ins: Instruction, kind: str, mode: str = "") -> Step:
-    """d = a + b, wrapping or saturating."""
+    """D = a + b, wrapping or saturating."""
     if mode:
         return b.elementwise(ins, kind, _saturated(np.add), *_sources(b, ins, kind))
     return b.elementwise(ins, kind, np.add, *_sources(b, ins, kind))
@@ -34,7 +34,7 @@ def add(b: Binder, ins: Instruction, kind: str, mode: str = "") -> Step:
 @operation("sub", _WHOLE, kind="integer")
 @operation("sub", "s32", "sat", kind="integer")
 def sub(b: Binder, ins: Instruction, kind: str, mode: str = "") -> Step:
-    """d = a - b, wrapping or saturating."""
+    """D = a - b, wrapping or saturating."""
     if mode:
         return b.elementwise(ins, kind, _saturated(np.subtract), *_sources(b, ins, kind))
     return b.elementwise(ins, kind, np.subtract, *_sources(b, ins, kind))
@@ -359,7 +359,7 @@ def lop3(b: Binder, ins: Instruction, kind: str) -> Step:
 
 @operation("sad", _WHOLE, kind="integer")
 def sad(b: Binder, ins: Instruction, kind: str) -> Step:
-    """c + |a - b|."""
+    """C + |a - b|."""
 
     def compute(x: Array, y: Array, z: Array) -> Array:
         result: Array = z + np.where(x < y, y - x, x - y)
@@ -371,7 +371,7 @@ def sad(b: Binder, ins: Instruction, kind: str) -> Step:
 @operation("dp4a", kind="integer", mods="u32 s32")
 @operation("dp2a", "lo hi", kind="integer", mods="u32 s32")
 def dot(b: Binder, ins: Instruction, half: str = "") -> Step:
-    """c plus the dot product of four bytes, or of two halves with two bytes."""
+    """C plus the dot product of four bytes, or of two halves with two bytes."""
     left, right = ins.parts[-2:]
     a = b.source(ins.operands[1], left)
     c = b.source(ins.operands[2], right)

@@ -10,7 +10,6 @@ an order that is not documented.
 
 from __future__ import annotations
 
-
 import numpy as np
 
 from minibert.kernels.emulator.bind import Binder, Step
@@ -133,7 +132,7 @@ def _expect(b: Binder, ins: Instruction, shape: str, kind: str) -> None:
     d, a, right, c = _types(ins)
     accumulators = {"f16": ("f16", "f32"), "bf16": ("f32",), "tf32": ("f32",)}.get(kind, ("s32",))
     m, n, k = _shape(shape)
-    if (a, right) != (kind, kind) and _BITS[kind] != 8 or d != c or d not in accumulators:
+    if ((a, right) != (kind, kind) and _BITS[kind] != 8) or d != c or d not in accumulators:
         raise UnsupportedError(f"PTX opcode {ins.opcode} is not known to the emulator")
     each = 32 // _BITS[kind]
     wanted = [

@@ -255,7 +255,8 @@ class _Scopes:
 
 
 def _body(text: str, function: Function, files: dict[int, str]) -> None:
-    scopes, sites = _Scopes(), {}
+    scopes = _Scopes()
+    sites: dict[tuple[int, ...], Location] = {}
     location = Location("", 0)
     position = 0
     while (position := _skip_blank(text, position)) < len(text):

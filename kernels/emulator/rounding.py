@@ -94,7 +94,8 @@ def _integral(value: Array, mode: str) -> Array:
     """Round to integers."""
     if mode == "rna":
         whole = np.trunc(value)
-        return whole + np.where(np.abs(value - whole) >= 0.5, np.sign(value), 0.0)
+        away: Array = whole + np.where(np.abs(value - whole) >= 0.5, np.sign(value), 0.0)
+        return away
     function = {"rn": np.rint, "rz": np.trunc, "rm": np.floor, "rp": np.ceil}[mode]
     result: Array = function(value)
     return result

@@ -199,8 +199,8 @@ class SharedShadow:
         suspect = found > floor
         if suspect.any():
             if same is not None:
-                quiet = same if same.ndim == granules.ndim else same.reshape(len(same), -1).all(1)
-                quiet = quiet[:, None] if quiet.ndim < granules.ndim else quiet
+                quiet = same.reshape(len(same), -1).all(axis=1)
+                quiet = quiet[:, None] if granules.ndim > 1 else quiet
                 suspect &= ~quiet | (found >= _u64(_IN_FLIGHT << _EPOCH))
             if atomic:
                 suspect &= ((found >> _u64(_ATOMIC)) & _u64(1)) == 0
@@ -314,9 +314,8 @@ class SharedShadow:
                 other = self.chunk.instruction(int(stamps[at]) & _PC)
                 if kind == "copy in flight":
                     detail += " that was not waited for, issued"
-                else:
-                    other = None
-                self.chunk.report(kind, detail, instruction, int(lanes[at]), other)
+                    self.chunk.report(kind, detail, instruction, int(lanes[at]), other)
+                self.chunk.report(kind, detail, instruction, int(lanes[at]))
 
     def _report(
         self, instruction: Instruction, lane: int, stamp: int, kind: str, what: str
