@@ -19,7 +19,7 @@ from minibert.kernels.cuda import nvrtc
 from minibert.kernels.cuda.launch import Launch, Target, target_for
 from minibert.kernels.cuda.loader import Product, load_code
 
-__all__ = ["CupyDevice", "Device", "Graph", "choose_code"]
+__all__ = ["Argument", "CupyDevice", "Device", "Graph", "choose_code", "scalar"]
 
 Argument = Any
 """A device array, None for a null pointer, an int (int32) or a float (float32)."""
@@ -220,7 +220,7 @@ class CupyDevice:
         function(
             launch.grid_size,
             (launch.block_size, 1, 1),
-            tuple(map(_scalar, arguments)),
+            tuple(map(scalar, arguments)),
             shared_mem=launch.smem_bytes,
         )
 
@@ -258,7 +258,7 @@ class CupyDevice:
 _NULL = np.uint64(0)
 
 
-def _scalar(argument: Argument) -> Argument:
+def scalar(argument: Argument) -> Argument:
     """An argument as CuPy and the emulator pass it."""
     if argument is None:
         return _NULL

@@ -9,8 +9,10 @@
 // lanes write neighbouring columns. Tiles of kBlockK = 16 wait in shared memory, K-major and
 // swizzled, kStages deep by cp.async; reads are 16 bytes, eight rows apart in the banks.
 // Traffic: hidden out_features / kBlockN times, weight num_rows / kBlockM times: bound by FMA.
-// Requires: in_features a multiple of 4. One fused multiply-add per k in the order of k, whatever
-// the tile: every tile shape gives the same bytes.
+// Order: fused multiply-adds in the order of k, kSumSteps * 16 of them to a partial sum, partial
+// sums in their order: the rounding of a long sum stays that of a blocked one, and every tile shape
+// gives the same bytes.
+// Requires: in_features a multiple of 4.
 
 #include "activation.cuh"
 #include "async_copy.cuh"
@@ -18,6 +20,7 @@
 #include "types.cuh"
 
 constexpr int kBlockSize = 256;
+constexpr int kSumSteps = 8;
 
 template <Activation kActivation, int kThreadM, int kThreadN, int kStages>
 __global__ void __launch_bounds__(kBlockSize, 2)
@@ -48,11 +51,11 @@ __global__ void __launch_bounds__(kBlockSize, 2)
     commit_copies();
   };
 
-  float acc[kThreadM][kThreadN];
+  float acc[kThreadM][kThreadN], total[kThreadM][kThreadN];
 #pragma unroll
   for (int i = 0; i < kThreadM; ++i) {
 #pragma unroll
-    for (int j = 0; j < kThreadN; ++j) acc[i][j] = 0.0f;
+    for (int j = 0; j < kThreadN; ++j) acc[i][j] = total[i][j] = 0.0f;
   }
 #pragma unroll
   for (int step = 0; step < kStages - 1; ++step) load_stage(step);
@@ -87,6 +90,16 @@ __global__ void __launch_bounds__(kBlockSize, 2)
         }
       }
     }
+    if (step % kSumSteps == kSumSteps - 1 || step == num_steps - 1) {
+#pragma unroll
+      for (int i = 0; i < kThreadM; ++i) {
+#pragma unroll
+        for (int j = 0; j < kThreadN; ++j) {
+          total[i][j] += acc[i][j];
+          acc[i][j] = 0.0f;
+        }
+      }
+    }
   }
   wait_copies<0>();
 
@@ -98,7 +111,7 @@ __global__ void __launch_bounds__(kBlockSize, 2)
       const int c = column + tx + 16 * j;
       if (r < num_rows && c < out_features) {
         const int64 at = static_cast<int64>(r) * out_features + c;
-        float y = activate<kActivation>(acc[i][j] + bias[c]);
+        float y = activate<kActivation>(total[i][j] + bias[c]);
         if (residual) y += residual[at];
         out[at] = y;
       }

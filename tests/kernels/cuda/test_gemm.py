@@ -24,7 +24,7 @@ from tests.kernels.cuda.conftest import (
 
 FLOATS = ("float32", "float16", "bfloat16")
 # rows, out_features, in_features: one of each, off every tile, several tiles.
-SHAPES = [(1, 8, 8), (3, 24, 40), (17, 72, 136), (33, 96, 384), (70, 200, 64)]
+SHAPES = [(1, 8, 8), (3, 24, 40), (17, 72, 136), (33, 96, 384), (70, 200, 64), (2, 16, 1536)]
 ACTIVATIONS = {
     None: lambda x: x,
     "gelu": reference.gelu,
