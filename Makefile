@@ -35,12 +35,12 @@ model: .venv/core.stamp
 
 .venv/core.stamp: .venv/python.stamp $(SOURCES)
 	@echo "Installing minibert into .venv ..."
-	@$(PY) -m pip install --quiet --editable . || $(NETWORK)
+	@$(PY) -m pip install -qq --editable . || $(NETWORK)
 	@touch $@
 
 .venv/test.stamp: .venv/core.stamp
 	@echo "Installing the test tools into .venv ..."
-	@$(PY) -m pip install --quiet --editable '.[test]' || $(NETWORK)
+	@$(PY) -m pip install -qq --editable '.[test]' || $(NETWORK)
 	@touch $@
 
 clean:

@@ -224,6 +224,19 @@ class Engine:
         """Texts that were cut to `max_length` since the engine was made."""
         return self._counts["truncated"]
 
+    def memory_bound(self, texts: Sequence[str]) -> int:
+        """Most bytes that `encode(texts)` takes beyond the loaded engine and the texts themselves.
+
+        Scratch memory of all streams, token ids, the tokenizer's own, and the result.
+        """
+        tokenized = self._loaded.tokenizer.encode(texts, max_length=self.max_length)
+        return self._runner.memory_bound(
+            num_texts=len(texts),
+            num_tokens=sum(ids.size for ids in tokenized.input_ids),
+            characters=max(map(len, texts), default=0),
+            dimension=output_dimension(self._loaded.steps, self._loaded.config.hidden_size),
+        )
+
     def explain(self) -> str:
         """A report of every decision and where it came from."""
         return explain(
@@ -380,8 +393,8 @@ class Engine:
         ]
         return items[0] if single else items
 
-    def token_count(self, inputs: str | Sequence[str]) -> int | list[int]:
-        """Tokens of each text before cutting, special tokens included."""
+    def token_count(self, inputs: str | Sequence[str]) -> Any:
+        """Tokens of each text before cutting, special tokens included: a list, or one int."""
         self._check_open()
         texts, single = _as_texts(inputs, None)
         tokenized = self._loaded.tokenizer.encode(texts, max_length=self._loaded.max_length)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minibert import model
+from minibert import model, tokenizer
 from minibert.batch import Batch, IntArray, pack, plan_batches
 from minibert.config import EncoderConfig
 from minibert.errors import DeviceMemoryError, InputError, MemoryLimitError
@@ -29,6 +29,7 @@ from minibert.tokenizer import TokenizedTexts
 OnBatch = Callable[[NDArray[np.int32], NDArray[Any], NDArray[Any] | None, IntArray], None]
 """Receives text indices, embeddings, packed hidden states (or None) and cu_seqlens of a batch."""
 
+_BYTES_PER_TEXT = 512  # two small arrays and the numbers that go with them
 _FEWEST_TOKENS_TO_SPLIT = 64  # below this per stream, one batch over all cores is quicker
 
 
@@ -131,6 +132,24 @@ class Runner:
             num_seqs=num_seqs,
         )
         return self.ops.scratch_bytes(shape)
+
+    def memory_bound(
+        self, *, num_texts: int, num_tokens: int, characters: int, dimension: int
+    ) -> int:
+        """Upper bound of what a call takes, in bytes.
+
+        Args:
+            num_texts: texts of the call.
+            num_tokens: tokens of all of them, after cutting.
+            characters: of the longest text.
+            dimension: width of an embedding.
+        """
+        budget = self.budget.max_batch_tokens
+        longest = min(budget, self.config.max_tokens)
+        scratch = self.budget.num_streams * self.scratch_bytes(budget, longest, budget)
+        ids = 8 * num_tokens + _BYTES_PER_TEXT * num_texts
+        rows = 4 * dimension * num_texts * 4  # the result, and copies while it is normalised
+        return scratch + ids + rows + tokenizer.scratch_bytes(characters)
 
     def close(self) -> None:
         """End the worker threads and give back the device."""

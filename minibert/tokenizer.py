@@ -7,7 +7,7 @@ encoding without special tokens, as `tokenizers` does it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,11 @@ TruncationSide = Literal["right", "left"]
 Text = str | tuple[str, str]
 """One text, or a pair of texts that the model reads together."""
 
-_CHUNK = 1024  # texts handed to the Rust side at once: its encodings are large
+# What is handed to the Rust side at once: its encodings hold strings, offsets and masks, some 100
+# bytes a token, and are only read for their ids.
+_CHUNK_TEXTS = 1024
+_CHUNK_CHARACTERS = 1 << 18
+_BYTES_PER_CHARACTER = 64  # measured at most 40, with one-character tokens
 _NO_LIMIT = 10**9  # tokenizer_config.json writes huge numbers where it knows no limit
 
 
@@ -135,8 +139,8 @@ class Tokenizer:
         ids: list[NDArray[np.int32]] = []
         types: list[NDArray[np.int32]] = []
         before: list[int] = []
-        for begin in range(0, len(texts), _CHUNK):
-            chunk = list(texts[begin : begin + _CHUNK])
+        for begin, end in _chunks(texts):
+            chunk = list(texts[begin:end])
             for text, encoding in zip(
                 chunk, self._encode_chunk(chunk, first_index + begin), strict=True
             ):
@@ -194,6 +198,28 @@ class Tokenizer:
                 encoding.truncate(length, direction=side)
         first, second = encodings[0], encodings[1] if len(encodings) == 2 else None
         return self.backend.post_process(first, second)
+
+
+def scratch_bytes(longest: int) -> int:
+    """Upper bound of what tokenizing takes at once, in bytes.
+
+    Args:
+        longest: characters of the longest text.
+    """
+    return _BYTES_PER_CHARACTER * (_CHUNK_CHARACTERS + longest)
+
+
+def _chunks(texts: Sequence[Text]) -> Iterator[tuple[int, int]]:
+    begin = characters = 0
+    for i, text in enumerate(texts):
+        size = len(text) if isinstance(text, str) else sum(map(len, text))
+        full = characters + size > _CHUNK_CHARACTERS or i - begin == _CHUNK_TEXTS
+        if full and i > begin:
+            yield begin, i
+            begin, characters = i, 0
+        characters += size
+    if begin < len(texts):
+        yield begin, len(texts)
 
 
 def _shares(lengths: list[int], room: int) -> list[int]:

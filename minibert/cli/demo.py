@@ -6,7 +6,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -62,7 +62,7 @@ def command(
 
     with Engine.from_pretrained(str(folder), device=device, threads=threads) as engine:
         load_s = time.perf_counter() - start
-        num_tokens = sum(engine.token_count(texts))
+        num_tokens = sum(cast("list[int]", engine.token_count(texts)))
         start = time.perf_counter()
         vectors = engine.encode(texts)  # (num_texts, dimension)
         encode_s = time.perf_counter() - start

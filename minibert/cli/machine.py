@@ -12,10 +12,11 @@ import importlib.util
 import os
 import platform
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 FEATURES = {
     "SSE4.2": ("sse4_2",),
@@ -121,9 +122,10 @@ def blas() -> Blas | None:
     """Return the BLAS that NumPy is linked with."""
     import numpy as np
 
-    config: dict[str, Any] = {}
+    config: Mapping[str, Any] = {}
     with suppress(Exception):  # the shape of NumPy's report is not promised
-        config = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[call-overload]
+        report = cast(Mapping[str, Any], np.show_config(mode="dicts"))
+        config = report["Build Dependencies"]["blas"]
     if not config.get("name"):
         return None
     name = f"{config['name']} {config.get('version', '')}".strip()

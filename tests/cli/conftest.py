@@ -1,11 +1,10 @@
-"""A tiny BERT, saved by transformers itself, and ways to run the command line."""
+"""Ways to run the command line, in this process and in one of its own."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,37 +14,13 @@ from click.testing import CliRunner, Result
 from minibert.cli import app
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-WORDS = "the a cat dog sat on mat and bread stays soft in paper bag ice lake walk safe sun moon"
-HIDDEN_SIZE = 32
+DIMENSION = 32
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    folder = tmp_path_factory.mktemp("tiny")
-    letters = [prefix + chr(code) for code in range(97, 123) for prefix in ("", "##")]
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    vocabulary = [*specials, *dict.fromkeys(WORDS.split()), *letters]
-    vocabulary = list(dict.fromkeys(vocabulary))
-    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=HIDDEN_SIZE,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=64,
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        BertModel(config).save_pretrained(folder)
-        BertTokenizerFast(
-            vocab={word: index for index, word in enumerate(vocabulary)}, model_max_length=64
-        ).save_pretrained(folder)
-    return folder
+def tiny_model(tiny: Callable[..., Path]) -> Path:
+    """A tiny BERT with vectors of `DIMENSION` numbers."""
+    return tiny("bert", hidden_size=DIMENSION)
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def test_the_extension_is_built_or_not(
     run: Run, monkeypatch: pytest.MonkeyPatch, built: bool, status: str
 ) -> None:
     module = types.ModuleType("minibert.ops.cpu")
-    module.available = lambda: built  # type: ignore[attr-defined]
+    module.available = lambda: built
     monkeypatch.setitem(sys.modules, "minibert.ops.cpu", module)
     assert findings(run)["extension"]["status"] == status
 

@@ -101,21 +101,21 @@ class FakeDriver:
     def __init__(self, status: int) -> None:
         self._status = status
 
-    def cuDriverGetVersion(self, number: ctypes.c_int) -> int:  # noqa: N802
-        number._obj.value = 13010  # type: ignore[attr-defined]
+    def cuDriverGetVersion(self, number: ctypes.c_int) -> int:
+        number._obj.value = 13010
         return 0
 
-    def cuInit(self, flags: int) -> int:  # noqa: N802
+    def cuInit(self, flags: int) -> int:
         return self._status
 
-    def cuDeviceGetCount(self, count: ctypes.c_int) -> int:  # noqa: N802
-        count._obj.value = 1  # type: ignore[attr-defined]
+    def cuDeviceGetCount(self, count: ctypes.c_int) -> int:
+        count._obj.value = 1
         return 0
 
-    def cuDeviceGet(self, device: ctypes.c_int, index: int) -> int:  # noqa: N802
+    def cuDeviceGet(self, device: ctypes.c_int, index: int) -> int:
         return 0
 
-    def cuDeviceGetName(self, text: ctypes.Array[ctypes.c_char], size: int, device: int) -> int:  # noqa: N802
+    def cuDeviceGetName(self, text: ctypes.Array[ctypes.c_char], size: int, device: int) -> int:
         text.value = b"NVIDIA H100 80GB HBM3"
         return 0
 

@@ -1,0 +1,87 @@
+// epilogue.h: what follows the sum of products, while the tile is still in the first-level cache.
+//
+// out = activation(partial + tile + bias) + residual, each step only where it applies. A linear
+// layer deeper than one depth block leaves its partial sums in `out`; only the last block goes
+// through bias, activation and residual.
+#pragma once
+
+#include "elementary.h"
+#include "tile.h"
+
+namespace {
+
+using minibert::Linear;
+using minibert::LinearCall;
+
+struct Tile {
+  const float* sums;  // (rows, sums_stride)
+  int64_t sums_stride;
+  int64_t row;        // first row of the call
+  int64_t rows;
+  int64_t col;        // first output feature
+  int64_t cols;       // at most kPanelCols; fewer in a last panel
+};
+
+template <Activation kActivation>
+inline void finish_rows(const Linear& linear, const LinearCall& call, const Tile& tile,
+                        bool add_partial) {
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    const int64_t offset = (tile.row + r) * linear.out_features + tile.col;
+    const float* sums = tile.sums + r * tile.sums_stride;
+    for (int64_t c = 0; c < tile.cols; c += Vec::kLanes) {
+      const int64_t lanes = tile.cols - c;
+      float* out = call.out + offset + c;
+      const bool whole = lanes >= Vec::kLanes;
+      Vec::type x = Vec::load(sums + c);
+      if (add_partial) x = Vec::add(x, whole ? Vec::load(out) : Vec::load_partial(out, lanes));
+      x = activate<kActivation>(Vec::add(x, Vec::load(linear.bias + tile.col + c)));
+      if (call.residual) {
+        const float* residual = call.residual + offset + c;
+        x = Vec::add(x, whole ? Vec::load(residual) : Vec::load_partial(residual, lanes));
+      }
+      if (whole)
+        Vec::store(out, x);
+      else
+        Vec::store_partial(out, x, lanes);
+    }
+  }
+}
+
+inline void finish_tile(const Linear& linear, const LinearCall& call, const Tile& tile,
+                        bool add_partial) {
+  switch (call.activation) {
+    case minibert::kNoActivation:
+      return finish_rows<minibert::kNoActivation>(linear, call, tile, add_partial);
+    case minibert::kGelu:
+      return finish_rows<minibert::kGelu>(linear, call, tile, add_partial);
+    case minibert::kGeluTanh:
+      return finish_rows<minibert::kGeluTanh>(linear, call, tile, add_partial);
+    case minibert::kRelu:
+      return finish_rows<minibert::kRelu>(linear, call, tile, add_partial);
+    case minibert::kSilu:
+      return finish_rows<minibert::kSilu>(linear, call, tile, add_partial);
+    case minibert::kTanh:
+      return finish_rows<minibert::kTanh>(linear, call, tile, add_partial);
+  }
+}
+
+// Sums of a depth block that is not the last: kept in `out`, without bias.
+inline void keep_partial(const Linear& linear, const LinearCall& call, const Tile& tile,
+                         bool add_partial) {
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    float* out = call.out + (tile.row + r) * linear.out_features + tile.col;
+    const float* sums = tile.sums + r * tile.sums_stride;
+    for (int64_t c = 0; c < tile.cols; c += Vec::kLanes) {
+      const int64_t lanes = tile.cols - c;
+      const bool whole = lanes >= Vec::kLanes;
+      Vec::type x = Vec::load(sums + c);
+      if (add_partial) x = Vec::add(x, whole ? Vec::load(out + c) : Vec::load_partial(out + c, lanes));
+      if (whole)
+        Vec::store(out + c, x);
+      else
+        Vec::store_partial(out + c, x, lanes);
+    }
+  }
+}
+
+}  // namespace

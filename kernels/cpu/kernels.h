@@ -1,0 +1,92 @@
+// kernels.h: what one instruction-set path offers, as plain tables of functions.
+//
+// Each path_*.cpp compiles the same headers with its own compiler flags and fills one `Kernels`.
+// This header therefore holds declarations only: an inline function here would be compiled once per
+// path, the linker would keep any one of the copies, and a processor without AVX-512 might be given
+// the AVX-512 one. For the same reason paths include no C++ standard headers with inline code.
+//
+// Shapes are those of minibert/ops/interface.py. Row-major, float32, no padding between rows.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace minibert {
+
+enum Activation : int { kNoActivation, kGelu, kGeluTanh, kRelu, kSilu, kTanh };
+
+struct LinearKernel;
+
+// One linear layer as a kernel laid it out.
+struct Linear {
+  const LinearKernel* kernel;
+  int64_t out_features;
+  int64_t in_features;
+  void* packed;       // weight_bytes(out_features, in_features), 64-byte aligned
+  const float* bias;  // out_features rounded up to panel_cols, zeros where there is none
+};
+
+// One call: out = activation(hidden @ weight.T + bias) + residual.
+struct LinearCall {
+  float* out;             // (num_rows, out_features)
+  const float* hidden;    // (num_rows, in_features)
+  const float* residual;  // (num_rows, out_features) or null
+  const void* prepared;   // what `prepare` wrote, or null
+  int64_t num_rows;
+  Activation activation;
+};
+
+// How one number format is multiplied on one path. A job is a block of rows times a range of
+// panels; its result does not depend on how the call was divided into jobs.
+struct LinearKernel {
+  const char* format;   // "float32", "bfloat16", "float16", "int8", "bfloat16x3", "bfloat16x6"
+  int64_t panel_cols;   // output features that one packed panel holds
+  int64_t block_rows;   // rows of a job: what keeps its slice of `hidden` in the second-level cache
+  int64_t max_in_features;  // where an exact integer sum would overflow; 0: no limit
+  size_t (*weight_bytes)(int64_t out_features, int64_t in_features);
+  void (*pack)(void* packed, const float* weight, int64_t out_features, int64_t in_features);
+  // Formats that quantise or split the activations do it once per call, in blocks of block_rows.
+  size_t (*prepared_bytes)(int64_t num_rows, int64_t in_features);  // null: hidden is used as it is
+  void (*prepare)(void* prepared, const float* hidden, int64_t row_begin, int64_t row_end,
+                  int64_t num_rows, int64_t in_features);
+  size_t (*scratch_bytes)(int64_t in_features);
+  void (*compute)(const Linear& linear, const LinearCall& call, int64_t row_begin, int64_t row_end,
+                  int64_t panel_begin, int64_t panel_end, void* scratch);
+};
+
+struct EmbedTable {
+  const int32_t* ids;   // (num_tokens,)
+  const float* weight;  // (num_rows, hidden_size), null where the family has no such table
+};
+
+struct Norm {
+  const float* weight;  // (hidden_size,), null: no layer_norm
+  const float* bias;    // (hidden_size,) or null
+  float eps;
+};
+
+struct AttentionCall {
+  float* context;     // (num_tokens, num_heads * head_dim)
+  const float* qkv;   // (num_tokens, 3 * num_heads * head_dim)
+  int64_t num_heads;
+  int64_t head_dim;
+  float softmax_scale;
+};
+
+struct Kernels {
+  const char* name;
+  const LinearKernel* linear;  // ends with an entry whose format is null
+  void (*layer_norm)(float* out, const float* hidden, const Norm& norm, int64_t row_begin,
+                     int64_t row_end, int64_t hidden_size);
+  void (*embed)(float* out, const EmbedTable* tables, int num_tables, const Norm& norm,
+                int64_t row_begin, int64_t row_end, int64_t hidden_size);
+  size_t (*attention_scratch_bytes)(int64_t head_dim);
+  // One head of one sequence: tokens begin..end of the batch.
+  void (*attention)(const AttentionCall& call, int64_t begin, int64_t end, int64_t head,
+                    void* scratch);
+  // values = activation(values), for tests of the polynomials themselves.
+  void (*activate)(float* values, int64_t count, Activation activation);
+  void (*exponential)(float* values, int64_t count);
+};
+
+}  // namespace minibert

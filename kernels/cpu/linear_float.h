@@ -1,0 +1,147 @@
+// linear_float.h: linear layers whose products are float32 multiply-adds.
+//
+// Weights are packed once into panels [panel][in_features][kPanelCols], padded with zeros, as
+// float32, bfloat16 or float16; the narrow ones are widened, a panel's depth block at a time, into
+// scratch that stays in the first-level cache. Activations are read where they are.
+// Loops: depth block -> panel -> tile of rows. A panel's depth block (384 * 64 bytes with AVX2)
+// is loaded into the first-level cache once and used by all rows of the job.
+// Bound: multiply-adds. Traffic per job: its slice of `hidden` from L2, the panels from L3 once.
+#pragma once
+
+#include "epilogue.h"
+
+namespace {
+
+// Depth blocks are equal, multiples of 8, at most 384. One block suits a hidden size of 384;
+// separate sums per block also keep the rounding error of a deep layer near that of a shallow one.
+constexpr int64_t kBlockDepth = 384;
+
+inline int64_t block_depth(int64_t in_features) {
+  return round_up(ceil_div(in_features, ceil_div(in_features, kBlockDepth)), 8);
+}
+
+struct Float32Weight {
+  using Element = float;
+  static Element narrow(float x) { return x; }
+  static const float* widen(float*, const Element* panel, int64_t) { return panel; }
+  static constexpr bool kWiden = false;
+};
+
+// To nearest, ties to even; NaN stays NaN.
+inline uint16_t to_bfloat16(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  if (x != x) return (uint16_t)((bits >> 16) | 0x40u);
+  return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+inline uint16_t to_float16(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  const uint32_t sign = (bits >> 16) & 0x8000u;
+  bits &= 0x7fffffffu;
+  if (bits > 0x7f800000u) return (uint16_t)(sign | 0x7e00u);
+  if (bits >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u);  // rounds past 65504: infinity
+  if (bits < 0x38800000u) {  // below 2^-14: subnormal, in units of 2^-24
+    float magnitude;
+    __builtin_memcpy(&magnitude, &bits, sizeof bits);
+    const float shifted = magnitude + 0.5f;  // ulp of 0.5 is 2^-24: the addition rounds
+    __builtin_memcpy(&bits, &shifted, sizeof bits);
+    return (uint16_t)(sign | (bits - 0x3f000000u));
+  }
+  bits += 0xfffu + ((bits >> 13) & 1u);
+  return (uint16_t)(sign | ((bits - 0x38000000u) >> 13));
+}
+
+struct BFloat16Weight {
+  using Element = uint16_t;
+  static constexpr bool kWiden = true;
+  static Element narrow(float x) { return to_bfloat16(x); }
+  static const float* widen(float* scratch, const Element* panel, int64_t count) {
+    for (int64_t i = 0; i < count; i += Vec::kLanes)
+      Vec::store(scratch + i, Vec::load_bfloat16(panel + i));
+    return scratch;
+  }
+};
+
+struct Float16Weight {
+  using Element = uint16_t;
+  static constexpr bool kWiden = true;
+  static Element narrow(float x) { return to_float16(x); }
+  static const float* widen(float* scratch, const Element* panel, int64_t count) {
+    for (int64_t i = 0; i < count; i += Vec::kLanes)
+      Vec::store(scratch + i, Vec::load_float16(panel + i));
+    return scratch;
+  }
+};
+
+template <typename Weight>
+size_t float_weight_bytes(int64_t out_features, int64_t in_features) {
+  return sizeof(typename Weight::Element) *
+         (size_t)(round_up(out_features, kPanelCols) * in_features);
+}
+
+template <typename Weight>
+void float_pack(void* packed, const float* weight, int64_t out_features, int64_t in_features) {
+  auto* out = (typename Weight::Element*)packed;
+  // In strips of 16 inputs, so that a strip of all rows of a panel is read from cache.
+  for (int64_t col = 0; col < out_features; col += kPanelCols) {
+    typename Weight::Element* panel = out + col * in_features;
+    for (int64_t strip = 0; strip < in_features; strip += 16)
+      for (int64_t c = 0; c < kPanelCols; ++c)
+        for (int64_t k = strip; k < min_of(strip + 16, in_features); ++k)
+          panel[k * kPanelCols + c] = col + c < out_features
+                                          ? Weight::narrow(weight[(col + c) * in_features + k])
+                                          : Weight::narrow(0.0f);
+  }
+}
+
+template <typename Weight>
+size_t float_scratch_bytes(int64_t in_features) {
+  return Weight::kWiden ? sizeof(float) * (size_t)(block_depth(in_features) * kPanelCols) : 0;
+}
+
+template <typename Weight>
+void float_compute(const Linear& linear, const LinearCall& call, int64_t row_begin,
+                   int64_t row_end, int64_t panel_begin, int64_t panel_end, void* scratch) {
+  const int64_t in_features = linear.in_features;
+  const int64_t depth = block_depth(in_features);
+  const auto* packed = (const typename Weight::Element*)linear.packed;
+  alignas(64) float sums[Vec::kTileRows * kPanelCols];
+  for (int64_t k = 0; k < in_features; k += depth) {
+    const int64_t block = min_of(depth, in_features - k);
+    const bool last = k + block == in_features;
+    for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+      const int64_t col = panel * kPanelCols;
+      const float* weights = Weight::widen((float*)scratch,
+                                           packed + col * in_features + k * kPanelCols,
+                                           block * kPanelCols);
+      for_each_tile(row_begin, row_end, Vec::kTileRows, [&](int64_t row, int64_t rows) {
+        multiply_for(rows)(sums, kPanelCols, call.hidden + row * in_features + k, in_features,
+                           weights, block);
+        const Tile tile = {sums, kPanelCols, row, rows, col,
+                           min_of(kPanelCols, linear.out_features - col)};
+        if (last)
+          finish_tile(linear, call, tile, k > 0);
+        else
+          keep_partial(linear, call, tile, k > 0);
+      });
+    }
+  }
+}
+
+template <typename Weight>
+constexpr minibert::LinearKernel float_kernel(const char* format) {
+  return {format,
+          kPanelCols,
+          96,
+          0,
+          float_weight_bytes<Weight>,
+          float_pack<Weight>,
+          nullptr,
+          nullptr,
+          float_scratch_bytes<Weight>,
+          float_compute<Weight>};
+}
+
+}  // namespace

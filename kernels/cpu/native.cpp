@@ -1,0 +1,359 @@
+// native.cpp: the Python module minibert.kernels.cpu._native, in the limited API of CPython 3.10.
+//
+// Arrays come as addresses (int) and sizes: their owner, minibert/ops/cpu.py, has checked them. The
+// buffer protocol joined the limited API only with 3.11. Streams and packed weights are capsules,
+// freed with their last reference. Every operator releases the GIL.
+#define Py_LIMITED_API 0x030A0000
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "dispatch.h"
+#include "operators.h"
+
+namespace {
+
+using namespace minibert;
+
+constexpr char kStreamName[] = "minibert.stream";
+constexpr char kLinearName[] = "minibert.linear";
+
+// Reads positional arguments one after the other; after a first error the rest are zeros.
+class Arguments {
+ public:
+  Arguments(PyObject* const* values, Py_ssize_t count, Py_ssize_t expected)
+      : values_(values), ok_(count == expected) {
+    if (!ok_) PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", expected, count);
+  }
+  bool ok() const { return ok_; }
+  int64_t integer() {
+    if (!ok_) return 0;
+    const long long value = PyLong_AsLongLong(values_[next_++]);
+    if (value == -1 && PyErr_Occurred()) ok_ = false;
+    return value;
+  }
+  template <typename T>
+  T* address() {
+    if (!ok_) return nullptr;
+    void* value = PyLong_AsVoidPtr(values_[next_++]);
+    if (value == nullptr && PyErr_Occurred()) ok_ = false;
+    return static_cast<T*>(value);
+  }
+  float number() {
+    if (!ok_) return 0.0f;
+    const double value = PyFloat_AsDouble(values_[next_++]);
+    if (value == -1.0 && PyErr_Occurred()) ok_ = false;
+    return static_cast<float>(value);
+  }
+  template <typename T>
+  T* capsule(const char* name) {
+    if (!ok_) return nullptr;
+    void* value = PyCapsule_GetPointer(values_[next_++], name);
+    if (value == nullptr) ok_ = false;
+    return static_cast<T*>(value);
+  }
+  PyObject* object() { return ok_ ? values_[next_++] : nullptr; }
+
+ private:
+  PyObject* const* values_;
+  Py_ssize_t next_ = 0;
+  bool ok_;
+};
+
+// Runs the function without the GIL and turns C++ exceptions into Python ones.
+template <typename Function>
+bool without_gil(Function function) {
+  const char* memory = nullptr;
+  std::string invalid;
+  PyThreadState* state = PyEval_SaveThread();
+  try {
+    function();
+  } catch (const std::bad_alloc&) {
+    memory = "out of memory in a CPU kernel";
+  } catch (const std::exception& error) {
+    invalid = error.what();
+  }
+  PyEval_RestoreThread(state);
+  if (memory != nullptr) PyErr_SetString(PyExc_MemoryError, memory);
+  if (!invalid.empty()) PyErr_SetString(PyExc_ValueError, invalid.c_str());
+  return memory == nullptr && invalid.empty();
+}
+
+template <typename Function>
+PyObject* none_after(const Arguments& arguments, Function function) {
+  if (!arguments.ok() || !without_gil(function)) return nullptr;
+  Py_RETURN_NONE;
+}
+
+const Kernels* kernels_at(int64_t index) {
+  int count = 0;
+  const Path* paths = all_paths(&count);
+  if (index < 0 || index >= count || !paths[index].supported) {
+    PyErr_Format(PyExc_ValueError, "path %lld is not supported here", (long long)index);
+    return nullptr;
+  }
+  return paths[index].kernels;
+}
+
+// paths() -> [(name, supported, what it needs, (formats, ...)), ...], the fastest first.
+PyObject* py_paths(PyObject*, PyObject*) {
+  int count = 0;
+  const Path* paths = all_paths(&count);
+  PyObject* list = PyList_New(0);
+  for (int i = 0; list != nullptr && i < count; ++i) {
+    PyObject* formats = PyList_New(0);
+    for (const LinearKernel* k = paths[i].kernels->linear; formats && k->format; ++k) {
+      PyObject* format = PyUnicode_FromString(k->format);
+      if (format == nullptr || PyList_Append(formats, format) != 0) Py_CLEAR(formats);
+      Py_XDECREF(format);
+    }
+    PyObject* entry = formats == nullptr
+                          ? nullptr
+                          : Py_BuildValue("(sOsN)", paths[i].kernels->name,
+                                          paths[i].supported ? Py_True : Py_False, paths[i].needs,
+                                          formats);
+    if (entry == nullptr || PyList_Append(list, entry) != 0) Py_CLEAR(list);
+    Py_XDECREF(entry);
+  }
+  return list;
+}
+
+struct OwnedStream {
+  OwnedStream(const Kernels* kernels, int threads) : stream(kernels, threads), pid(getpid()) {}
+  Stream stream;
+  pid_t pid;
+};
+
+void free_stream(PyObject* capsule) {
+  auto* owned = static_cast<OwnedStream*>(PyCapsule_GetPointer(capsule, kStreamName));
+  // After a fork the child has the object but not its threads: joining them would wait forever.
+  if (owned != nullptr && owned->pid == getpid()) delete owned;
+}
+
+Stream* stream_of(Arguments& arguments) {
+  auto* owned = arguments.capsule<OwnedStream>(kStreamName);
+  return owned == nullptr ? nullptr : &owned->stream;
+}
+
+// stream(path, num_threads) -> capsule
+PyObject* py_stream(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments a(values, count, 2);
+  const int64_t path = a.integer();
+  const int64_t threads = a.integer();
+  const Kernels* kernels = a.ok() ? kernels_at(path) : nullptr;
+  if (kernels == nullptr) return nullptr;
+  OwnedStream* owned = nullptr;
+  if (!without_gil([&] { owned = new OwnedStream(kernels, static_cast<int>(threads)); })) {
+    return nullptr;
+  }
+  return PyCapsule_New(owned, kStreamName, free_stream);
+}
+
+// stream_bytes(stream) -> bytes of scratch that it holds
+PyObject* py_stream_bytes(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments a(values, count, 1);
+  const Stream* stream = stream_of(a);
+  return stream == nullptr ? nullptr : PyLong_FromSize_t(stream->bytes());
+}
+
+void free_linear(PyObject* capsule) {
+  delete static_cast<PackedLinear*>(PyCapsule_GetPointer(capsule, kLinearName));
+}
+
+// pack_linear(path, format, weight, out_features, in_features, bias or 0) -> capsule
+PyObject* py_pack_linear(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments a(values, count, 6);
+  const int64_t path = a.integer();
+  PyObject* format_object = a.object();
+  const auto* weight = a.address<const float>();
+  const int64_t out_features = a.integer(), in_features = a.integer();
+  const auto* bias = a.address<const float>();
+  const Kernels* kernels = a.ok() ? kernels_at(path) : nullptr;
+  if (kernels == nullptr) return nullptr;
+  Py_ssize_t size = 0;
+  const char* format = PyUnicode_AsUTF8AndSize(format_object, &size);
+  if (format == nullptr) return nullptr;
+  PackedLinear* packed = nullptr;
+  if (!without_gil([&] {
+        packed = new PackedLinear(kernels, format, weight, out_features, in_features, bias);
+      })) {
+    return nullptr;
+  }
+  return PyCapsule_New(packed, kLinearName, free_linear);
+}
+
+// linear_bytes(linear) -> bytes of the packed layer
+PyObject* py_linear_bytes(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments a(values, count, 1);
+  const auto* packed = a.capsule<PackedLinear>(kLinearName);
+  return packed == nullptr ? nullptr : PyLong_FromSize_t(packed->bytes());
+}
+
+// linear(stream, linear, out, hidden, residual or 0, num_rows, activation)
+PyObject* py_linear(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments a(values, count, 7);
+  Stream* stream = stream_of(a);
+  const auto* packed = a.capsule<PackedLinear>(kLinearName);
+  LinearCall call = {};
+  call.out = a.address<float>();
+  call.hidden = a.address<const float>();
+  call.residual = a.address<const float>();
+  call.num_rows = a.integer();
+  call.activation = static_cast<Activation>(a.integer());
+  return none_after(a, [&] { linear(*stream, *packed, call); });
+}
+
+Norm norm_of(Arguments& a) {
+  Norm norm;
+  norm.weight = a.address<const float>();
+  norm.bias = a.address<const float>();
+  norm.eps = a.number();
+  return norm;
+}
+
+// layer_norm(stream, out, hidden, weight, bias or 0, eps, num_rows, hidden_size)
+PyObject* py_layer_norm(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments a(values, count, 8);
+  Stream* stream = stream_of(a);
+  auto* out = a.address<float>();
+  const auto* hidden = a.address<const float>();
+  const Norm norm = norm_of(a);
+  const int64_t num_rows = a.integer(), hidden_size = a.integer();
+  return none_after(a, [&] { layer_norm(*stream, out, hidden, norm, num_rows, hidden_size); });
+}
+
+// embed(stream, out, ids, table, num_rows, [three times], weight or 0, bias or 0, eps, num_tokens,
+//       hidden_size) -> -1, or 3 * token + table of the first id outside its table
+PyObject* py_embed(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  constexpr int kTables = 3;
+  Arguments a(values, count, 2 + 3 * kTables + 5);
+  Stream* stream = stream_of(a);
+  auto* out = a.address<float>();
+  EmbedTable tables[kTables];
+  int64_t table_rows[kTables];
+  for (int t = 0; t < kTables; ++t) {
+    tables[t].ids = a.address<const int32_t>();
+    tables[t].weight = a.address<const float>();
+    table_rows[t] = a.integer();
+  }
+  const Norm norm = norm_of(a);
+  const int64_t num_tokens = a.integer(), hidden_size = a.integer();
+  int64_t outside = -1;
+  if (!a.ok() || !without_gil([&] {
+        for (int64_t i = 0; i < num_tokens && outside < 0; ++i) {
+          for (int t = 0; t < kTables; ++t) {
+            if (tables[t].weight == nullptr) continue;
+            const int32_t id = tables[t].ids[i];
+            if (id < 0 || id >= table_rows[t]) outside = kTables * i + t;
+          }
+        }
+        if (outside < 0) embed(*stream, out, tables, kTables, norm, num_tokens, hidden_size);
+      })) {
+    return nullptr;
+  }
+  return PyLong_FromLongLong(outside);
+}
+
+// attention(stream, context, qkv, cu_seqlens, num_seqs, num_heads, head_dim, softmax_scale)
+PyObject* py_attention(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments a(values, count, 8);
+  Stream* stream = stream_of(a);
+  AttentionCall call = {};
+  call.context = a.address<float>();
+  call.qkv = a.address<const float>();
+  const auto* cu_seqlens = a.address<const int32_t>();
+  const int64_t num_seqs = a.integer();
+  call.num_heads = a.integer();
+  call.head_dim = a.integer();
+  call.softmax_scale = a.number();
+  return none_after(a, [&] { attention(*stream, call, cu_seqlens, num_seqs); });
+}
+
+// pool(out, hidden, cu_seqlens, skip, num_seqs, hidden_size, mode)
+PyObject* py_pool(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments a(values, count, 7);
+  auto* out = a.address<float>();
+  const auto* hidden = a.address<const float>();
+  const auto* cu_seqlens = a.address<const int32_t>();
+  const auto* skip = a.address<const int32_t>();
+  const int64_t num_seqs = a.integer(), hidden_size = a.integer();
+  const auto mode = static_cast<PoolMode>(a.integer());
+  return none_after(a, [&] { pool(out, hidden, cu_seqlens, skip, num_seqs, hidden_size, mode); });
+}
+
+// normalize(out, rows, num_rows, size)
+PyObject* py_normalize(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments a(values, count, 4);
+  auto* out = a.address<float>();
+  const auto* rows = a.address<const float>();
+  const int64_t num_rows = a.integer(), size = a.integer();
+  return none_after(a, [&] { normalize(out, rows, num_rows, size); });
+}
+
+// copy_columns(out, out_cols, first_col, in, in_cols, num_rows): in becomes columns of out
+PyObject* py_copy_columns(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments a(values, count, 6);
+  auto* out = a.address<float>();
+  const int64_t out_cols = a.integer(), first_col = a.integer();
+  const auto* in = a.address<const float>();
+  const int64_t in_cols = a.integer(), num_rows = a.integer();
+  return none_after(a, [&] {
+    for (int64_t row = 0; row < num_rows; ++row) {
+      std::memcpy(out + row * out_cols + first_col, in + row * in_cols,
+                  sizeof(float) * static_cast<size_t>(in_cols));
+    }
+  });
+}
+
+// elementwise(path, values, count, activation): in place; activation -1 is exp. For tests.
+PyObject* py_elementwise(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments a(values, count, 4);
+  const int64_t path = a.integer();
+  auto* data = a.address<float>();
+  const int64_t size = a.integer(), activation = a.integer();
+  const Kernels* kernels = a.ok() ? kernels_at(path) : nullptr;
+  if (kernels == nullptr) return nullptr;
+  return none_after(a, [&] {
+    if (activation < 0)
+      kernels->exponential(data, size);
+    else
+      kernels->activate(data, size, static_cast<Activation>(activation));
+  });
+}
+
+using FastFunction = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
+
+// METH_FASTCALL functions are stored under the type of the classic calling convention.
+PyMethodDef fast(const char* name, FastFunction function) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)),
+          METH_FASTCALL, nullptr};
+}
+
+PyMethodDef methods[] = {
+    {"paths", py_paths, METH_NOARGS, nullptr},
+    fast("stream", py_stream),
+    fast("stream_bytes", py_stream_bytes),
+    fast("pack_linear", py_pack_linear),
+    fast("linear_bytes", py_linear_bytes),
+    fast("linear", py_linear),
+    fast("layer_norm", py_layer_norm),
+    fast("embed", py_embed),
+    fast("attention", py_attention),
+    fast("pool", py_pool),
+    fast("normalize", py_normalize),
+    fast("copy_columns", py_copy_columns),
+    fast("elementwise", py_elementwise),
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", "CPU kernels of minibert.", 0, methods,
+                      nullptr,               nullptr,   nullptr,                    nullptr};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__native() { return PyModuleDef_Init(&module); }

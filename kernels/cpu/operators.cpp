@@ -1,0 +1,144 @@
+#include "operators.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+namespace minibert {
+namespace {
+
+constexpr size_t kAlignment = 64;
+constexpr int64_t kNormRows = 32;  // rows of a layer_norm job
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Jobs that a team should have per member: enough that one who is interrupted is relieved.
+constexpr int64_t kJobsPerMember = 4;
+
+template <typename Function>
+void run(Stream& stream, int64_t num_jobs, Function function) {
+  stream.team->run(
+      num_jobs,
+      [](void* context, int64_t job, int worker) {
+        (*static_cast<Function*>(context))(job, worker);
+      },
+      &function);
+}
+
+const LinearKernel* find_kernel(const Kernels* kernels, const char* format) {
+  for (const LinearKernel* k = kernels->linear; k->format != nullptr; ++k) {
+    if (std::strcmp(k->format, format) == 0) return k;
+  }
+  throw std::invalid_argument(std::string("format ") + format + " is not part of path " +
+                              kernels->name);
+}
+
+}  // namespace
+
+Buffer::~Buffer() { std::free(data_); }
+
+void* Buffer::reserve(size_t bytes) {
+  if (bytes > bytes_) {
+    const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    void* data = std::aligned_alloc(kAlignment, rounded);
+    if (data == nullptr) throw std::bad_alloc();
+    std::free(data_);
+    data_ = data;
+    bytes_ = rounded;
+  }
+  return data_;
+}
+
+Stream::Stream(const Kernels* path, int num_threads)
+    : kernels(path), team(std::make_unique<Team>(num_threads)) {
+  for (int i = 0; i < team->size(); ++i) scratch.push_back(std::make_unique<Buffer>());
+}
+
+size_t Stream::bytes() const {
+  size_t sum = prepared.bytes();
+  for (const auto& buffer : scratch) sum += buffer->bytes();
+  return sum;
+}
+
+PackedLinear::PackedLinear(const Kernels* kernels, const char* format, const float* weight,
+                           int64_t out_features, int64_t in_features, const float* bias_values) {
+  const LinearKernel* kernel = find_kernel(kernels, format);
+  if (kernel->max_in_features > 0 && in_features > kernel->max_in_features) {
+    throw std::invalid_argument("in_features must be at most " +
+                                std::to_string(kernel->max_in_features) + " in format " + format +
+                                ", got " + std::to_string(in_features));
+  }
+  const int64_t padded = ceil_div(out_features, kernel->panel_cols) * kernel->panel_cols;
+  auto* bias_padded = static_cast<float*>(bias.reserve(sizeof(float) * static_cast<size_t>(padded)));
+  std::fill(bias_padded, bias_padded + padded, 0.0f);
+  if (bias_values != nullptr) std::copy(bias_values, bias_values + out_features, bias_padded);
+  void* memory = packed.reserve(kernel->weight_bytes(out_features, in_features));
+  kernel->pack(memory, weight, out_features, in_features);
+  linear = {kernel, out_features, in_features, memory, bias_padded};
+}
+
+void linear(Stream& stream, const PackedLinear& weights, LinearCall call) {
+  const Linear& layer = weights.linear;
+  const LinearKernel& kernel = *layer.kernel;
+  if (call.num_rows == 0) return;
+  const int64_t row_blocks = ceil_div(call.num_rows, kernel.block_rows);
+  const int64_t panels = ceil_div(layer.out_features, kernel.panel_cols);
+  const int64_t rows_per_block = kernel.block_rows;
+  if (kernel.prepare != nullptr) {
+    void* prepared = stream.prepared.reserve(
+        kernel.prepared_bytes(call.num_rows, layer.in_features));
+    run(stream, row_blocks, [&](int64_t job, int) {
+      kernel.prepare(prepared, call.hidden, job * rows_per_block,
+                     std::min(call.num_rows, (job + 1) * rows_per_block), call.num_rows,
+                     layer.in_features);
+    });
+    call.prepared = prepared;
+  }
+  // One thread takes all panels of a block of rows; a team divides them further.
+  int64_t groups = 1;
+  if (stream.team->size() > 1) {
+    const int64_t wanted = ceil_div(kJobsPerMember * stream.team->size(), row_blocks);
+    groups = std::max<int64_t>(1, std::min(panels, wanted));
+  }
+  const size_t scratch_bytes = kernel.scratch_bytes(layer.in_features);
+  for (auto& buffer : stream.scratch) buffer->reserve(scratch_bytes);
+  run(stream, row_blocks * groups, [&](int64_t job, int worker) {
+    const int64_t block = job / groups, group = job % groups;
+    kernel.compute(layer, call, block * rows_per_block,
+                   std::min(call.num_rows, (block + 1) * rows_per_block),
+                   panels * group / groups, panels * (group + 1) / groups,
+                   stream.scratch[static_cast<size_t>(worker)]->reserve(scratch_bytes));
+  });
+}
+
+void layer_norm(Stream& stream, float* out, const float* hidden, const Norm& norm,
+                int64_t num_rows, int64_t hidden_size) {
+  run(stream, ceil_div(num_rows, kNormRows), [&](int64_t job, int) {
+    stream.kernels->layer_norm(out, hidden, norm, job * kNormRows,
+                               std::min(num_rows, (job + 1) * kNormRows), hidden_size);
+  });
+}
+
+void embed(Stream& stream, float* out, const EmbedTable* tables, int num_tables, const Norm& norm,
+           int64_t num_tokens, int64_t hidden_size) {
+  run(stream, ceil_div(num_tokens, kNormRows), [&](int64_t job, int) {
+    stream.kernels->embed(out, tables, num_tables, norm, job * kNormRows,
+                          std::min(num_tokens, (job + 1) * kNormRows), hidden_size);
+  });
+}
+
+void attention(Stream& stream, const AttentionCall& call, const int32_t* cu_seqlens,
+               int64_t num_seqs) {
+  const size_t scratch_bytes = stream.kernels->attention_scratch_bytes(call.head_dim);
+  for (auto& buffer : stream.scratch) buffer->reserve(scratch_bytes);
+  run(stream, num_seqs * call.num_heads, [&](int64_t job, int worker) {
+    const int64_t seq = job / call.num_heads;
+    stream.kernels->attention(call, cu_seqlens[seq], cu_seqlens[seq + 1], job % call.num_heads,
+                              stream.scratch[static_cast<size_t>(worker)]->reserve(scratch_bytes));
+  });
+}
+
+}  // namespace minibert

@@ -1,0 +1,64 @@
+// operators.h: the operators of minibert/ops/interface.py, divided into jobs for one stream.
+//
+// A stream is one thread with its scratch memory (throughput) or a team with scratch for each
+// member (latency). Job sizes differ between the two; results do not.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "kernels.h"
+#include "team.h"
+
+namespace minibert {
+
+// Memory that grows to what was asked for and stays; 64-byte aligned.
+class Buffer {
+ public:
+  Buffer() = default;
+  ~Buffer();
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  void* reserve(size_t bytes);
+  size_t bytes() const { return bytes_; }
+
+ private:
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+struct Stream {
+  Stream(const Kernels* kernels, int num_threads);
+  const Kernels* kernels;
+  std::unique_ptr<Team> team;
+  std::vector<std::unique_ptr<Buffer>> scratch;  // one per member
+  Buffer prepared;                               // activations as a linear kernel wants them
+  size_t bytes() const;
+};
+
+// Weights, laid out by the kernel for `format`. Throws std::invalid_argument for a format that the
+// path does not have or a layer too deep for exact integer sums.
+struct PackedLinear {
+  PackedLinear(const Kernels* kernels, const char* format, const float* weight,
+               int64_t out_features, int64_t in_features, const float* bias);
+  Linear linear;
+  size_t bytes() const { return packed.bytes() + bias.bytes(); }
+  Buffer packed, bias;
+};
+
+void linear(Stream& stream, const PackedLinear& weights, LinearCall call);
+void layer_norm(Stream& stream, float* out, const float* hidden, const Norm& norm,
+                int64_t num_rows, int64_t hidden_size);
+void embed(Stream& stream, float* out, const EmbedTable* tables, int num_tables, const Norm& norm,
+           int64_t num_tokens, int64_t hidden_size);
+void attention(Stream& stream, const AttentionCall& call, const int32_t* cu_seqlens,
+               int64_t num_seqs);
+
+enum PoolMode : int { kCls, kMean, kMax, kMeanSqrtLen, kWeightedMean, kLastToken };
+
+// One vector per sequence; sums in float64, in the order of the tokens.
+void pool(float* out, const float* hidden, const int32_t* cu_seqlens, const int32_t* skip,
+          int64_t num_seqs, int64_t hidden_size, PoolMode mode);
+void normalize(float* out, const float* rows, int64_t num_rows, int64_t size);
+
+}  // namespace minibert

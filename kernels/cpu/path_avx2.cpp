@@ -1,0 +1,18 @@
+// path_avx2.cpp: x86-64 with AVX2, FMA and F16C. Compiled with -mavx2 -mfma -mf16c.
+#include "vec_avx2.h"
+
+#include "path.h"
+
+namespace {
+constexpr minibert::LinearKernel kLinear[] = {
+    float_kernel<Float32Weight>("float32"),
+    float_kernel<BFloat16Weight>("bfloat16"),
+    float_kernel<Float16Weight>("float16"),
+    {},
+};
+constexpr minibert::Kernels kPath = make_path("avx2", kLinear);
+}  // namespace
+
+namespace minibert {
+extern const Kernels* const avx2_path = &kPath;
+}

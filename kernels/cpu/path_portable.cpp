@@ -1,0 +1,23 @@
+// path_portable.cpp: any processor with a C++17 compiler. Four lanes, as SSE2 has, product rounded
+// before the sum.
+#include "vec_software.h"
+
+namespace {
+using Vec = SoftwareVec<4, 4, 2, false>;
+}
+
+#include "path.h"
+
+namespace {
+constexpr minibert::LinearKernel kLinear[] = {
+    float_kernel<Float32Weight>("float32"),
+    float_kernel<BFloat16Weight>("bfloat16"),
+    float_kernel<Float16Weight>("float16"),
+    {},
+};
+constexpr minibert::Kernels kPath = make_path("portable", kLinear);
+}  // namespace
+
+namespace minibert {
+extern const Kernels* const portable_path = &kPath;
+}

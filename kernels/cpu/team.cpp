@@ -1,0 +1,96 @@
+#include "team.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include <chrono>
+
+namespace minibert {
+namespace {
+
+// Longer than the Python between two operators, shorter than what a waiting core would miss.
+constexpr std::chrono::microseconds kSpin{100};
+
+void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+}  // namespace
+
+Team::Team(int size) : size_(size < 1 ? 1 : size) {
+  threads_.reserve(static_cast<size_t>(size_ - 1));
+  for (int worker = 1; worker < size_; ++worker) {
+    threads_.emplace_back([this, worker] { work(worker); });
+  }
+}
+
+Team::~Team() {
+  stop_.store(true);
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    wake_.notify_all();
+  }
+  for (std::thread& thread : threads_) thread.join();
+}
+
+void Team::take_jobs(int worker) {
+  for (;;) {
+    const int64_t i = next_job_.fetch_add(1, std::memory_order_relaxed);
+    if (i >= num_jobs_) return;
+    job_(context_, i, worker);
+  }
+}
+
+void Team::run(int64_t num_jobs, Job job, void* context) {
+  if (size_ == 1 || num_jobs <= 1) {
+    for (int64_t i = 0; i < num_jobs; ++i) job(context, i, 0);
+    return;
+  }
+  num_jobs_ = num_jobs;
+  job_ = job;
+  context_ = context;
+  next_job_.store(0, std::memory_order_relaxed);
+  // Publishes the fields above to whoever enters. Sequentially consistent together with sleeping_:
+  // either this thread sees the sleeper, or the sleeper, which looks once more, sees the round.
+  const uint64_t round = (state_.load(std::memory_order_relaxed) >> 32) + 1;
+  state_.store(round << 32 | kOpen);
+  if (sleeping_.load() > 0) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    wake_.notify_all();
+  }
+  take_jobs(0);
+  state_.fetch_and(~kOpen, std::memory_order_acq_rel);
+  while ((state_.load(std::memory_order_acquire) & kMembers) != 0) pause();
+}
+
+void Team::work(int worker) {
+  uint64_t done = 0;  // the round this thread last took part in
+  auto enters = [&](uint64_t state) { return (state & kOpen) != 0 && state >> 32 != done; };
+  while (!stop_.load(std::memory_order_relaxed)) {
+    const auto deadline = std::chrono::steady_clock::now() + kSpin;
+    uint64_t state = state_.load(std::memory_order_acquire);
+    for (int spins = 0; !enters(state); ++spins) {
+      pause();
+      state = state_.load(std::memory_order_acquire);
+      if ((spins & 63) == 63 && std::chrono::steady_clock::now() > deadline) break;
+    }
+    if (!enters(state)) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      sleeping_.fetch_add(1);
+      wake_.wait(lock, [&] { return stop_.load() || enters(state_.load()); });
+      sleeping_.fetch_sub(1);
+      continue;
+    }
+    if (!state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel)) continue;
+    done = state >> 32;
+    take_jobs(worker);
+    state_.fetch_sub(1, std::memory_order_acq_rel);
+  }
+}
+
+}  // namespace minibert

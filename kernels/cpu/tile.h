@@ -1,0 +1,92 @@
+// tile.h: the one float32 inner loop, shared by the linear layers and by attention.
+//
+// out[r][c] = sum over k of a[r][k] * panel[k][c], for up to kTileRows rows and one packed panel of
+// kPanelCols columns. Every output has its own accumulator and adds k = 0, 1, 2 ... in that order,
+// whatever the number of rows: this is why a row's bytes do not depend on its neighbours.
+// Per k: kTileVecs loads of weights, kTileRows broadcasts, kTileRows * kTileVecs multiply-adds.
+#pragma once
+
+#include "kernels.h"
+
+namespace {
+
+constexpr int64_t kPanelCols = Vec::kTileVecs * Vec::kLanes;
+
+// A sum in one accumulator loses about a rounding per term. It is therefore broken after kChain
+// terms and the pieces are added: half the error, for one addition in kChain, which runs
+// beside the multiply-adds.
+constexpr int64_t kChain = 128;
+
+template <int kRows>
+inline __attribute__((always_inline)) void multiply_tile(float* __restrict__ out,
+                                                         int64_t out_stride,
+                                                         const float* __restrict__ a,
+                                                         int64_t a_stride,
+                                                         const float* __restrict__ panel,
+                                                         int64_t depth) {
+  for (int64_t begin = 0; begin == 0 || begin < depth; begin += kChain) {
+    Vec::type acc[kRows][Vec::kTileVecs];
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+      for (int c = 0; c < Vec::kTileVecs; ++c) acc[r][c] = Vec::zero();
+    const int64_t end = begin + kChain < depth ? begin + kChain : depth;
+    for (int64_t k = begin; k < end; ++k) {
+      Vec::type b[Vec::kTileVecs];
+#pragma GCC unroll 4
+      for (int c = 0; c < Vec::kTileVecs; ++c) b[c] = Vec::load(panel + c * Vec::kLanes);
+      panel += kPanelCols;
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const Vec::type x = Vec::broadcast(a[r * a_stride + k]);
+#pragma GCC unroll 4
+        for (int c = 0; c < Vec::kTileVecs; ++c) acc[r][c] = Vec::fma(x, b[c], acc[r][c]);
+      }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+      for (int c = 0; c < Vec::kTileVecs; ++c) {
+        float* sum = out + r * out_stride + c * Vec::kLanes;
+        Vec::store(sum, begin == 0 ? acc[r][c] : Vec::add(Vec::load(sum), acc[r][c]));
+      }
+  }
+}
+
+// The template above for a number of rows known at run time. Not inlined: one copy per path.
+using MultiplyTile = void (*)(float*, int64_t, const float*, int64_t, const float*, int64_t);
+
+template <int kRows>
+void multiply_rows(float* out, int64_t out_stride, const float* a, int64_t a_stride,
+                   const float* panel, int64_t depth) {
+  multiply_tile<kRows>(out, out_stride, a, a_stride, panel, depth);
+}
+
+template <int kRows>
+struct TileTable {
+  static MultiplyTile find(int64_t rows) {
+    if (rows == kRows) return multiply_rows<kRows>;
+    if constexpr (kRows > 1) return TileTable<kRows - 1>::find(rows);
+    return nullptr;
+  }
+};
+
+inline MultiplyTile multiply_for(int64_t rows) { return TileTable<Vec::kTileRows>::find(rows); }
+
+inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Rows begin..end in tiles of at most kTileRows, as equal as possible: 19 rows are 5 + 5 + 5 + 4,
+// not 6 + 6 + 6 + 1, because a tile of one row waits for the latency of its two chains.
+template <typename Function>
+inline void for_each_tile(int64_t begin, int64_t end, int64_t tile_rows, Function function) {
+  int64_t tiles = ceil_div(end - begin, tile_rows);
+  for (int64_t row = begin; row < end; --tiles) {
+    const int64_t rows = ceil_div(end - row, tiles);
+    function(row, rows);
+    row += rows;
+  }
+}
+
+}  // namespace

@@ -1,0 +1,76 @@
+"""The extension with the CPU kernels; everything else about the package is in pyproject.toml.
+
+One C++ file per instruction-set path, each with its own compiler flags; which path runs is decided
+at run time. The extension is optional: where no compiler is found, or it fails, the package
+installs without it and runs on the NumPy ops.
+"""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+SOURCE = Path("kernels/cpu")
+# -ffp-contract=off: a product is fused with a sum where the source says fma, and nowhere else;
+# otherwise tiles of different heights could round differently.
+COMMON_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-g0",
+    "-ffp-contract=off",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+]
+COMMON = ["native", "operators", "pool", "team", "dispatch", "features", "path_portable"]
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+PATHS_X86_64 = {
+    "path_avx2": AVX2,
+}
+
+
+def is_x86_64() -> bool:
+    """Whether the extension is built for x86-64."""
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
+class BuildPaths(build_ext):
+    """Gives each source its own flags, which setuptools offers per extension only."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Wrap the compiler's per-file hook (unix compilers) for the time of the build."""
+        compile_one = self.compiler._compile
+
+        def compile_with_flags(
+            obj: str, src: str, suffix: str, cc_args: list[str], extra: list[str], pp_opts: Any
+        ) -> None:
+            flags = extra + PATHS_X86_64.get(Path(src).stem, [])
+            compile_one(obj, src, suffix, cc_args, flags, pp_opts)
+
+        self.compiler._compile = compile_with_flags
+        try:
+            super().build_extension(ext)
+        finally:
+            self.compiler._compile = compile_one
+
+
+sources = COMMON + (list(PATHS_X86_64) if is_x86_64() else [])
+setup(
+    cmdclass={"build_ext": BuildPaths},
+    ext_modules=[
+        Extension(
+            "minibert.kernels.cpu._native",
+            sources=[str(SOURCE / f"{name}.cpp") for name in sources],
+            depends=sorted(str(header) for header in SOURCE.glob("*.h")),
+            extra_compile_args=COMMON_FLAGS,
+            extra_link_args=["-pthread"],
+            language="c++",
+            optional=True,
+            py_limited_api=True,
+        )
+    ],
+)

@@ -1,0 +1,109 @@
+"""Attention on packed sequences against float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minibert.batch import pack
+
+
+def make(seqlens: list[int], num_heads: int, head_dim: int, seed: int = 0) -> tuple[Any, Any]:
+    rng = np.random.default_rng(seed)
+    batch = pack([np.zeros(n, np.int32) for n in seqlens])
+    qkv = rng.standard_normal((sum(seqlens), 3 * num_heads * head_dim)).astype(np.float32)
+    return batch, qkv
+
+
+def run(
+    ops: Any, put: Any, batch: Any, qkv: Any, num_heads: int, head_dim: int, *, alone: bool = False
+) -> Any:
+    with ops.stream(alone=alone) as running:
+        out = running.attention(
+            put(running, qkv),
+            running.upload(batch),
+            num_heads=num_heads,
+            head_dim=head_dim,
+            softmax_scale=head_dim**-0.5,
+        )
+        return running.download(out)
+
+
+def check(reference: Any, out: Any, batch: Any, qkv: Any, num_heads: int, head_dim: int) -> None:
+    args = (batch.cu_seqlens, num_heads, head_dim, head_dim**-0.5)
+    plain = reference.attention(qkv, *args)
+    reference.assert_close(out, plain, reference.attention(qkv.astype(np.float64), *args))
+
+
+@pytest.mark.parametrize("head_dim", [8, 24, 32, 40, 64, 96, 128])
+def test_attention_is_as_exact_as_float32(
+    isa: str, make_ops: Any, reference: Any, head_dim: int
+) -> None:
+    batch, qkv = make([1, 2, 17, 64, 5, 31], 3, head_dim)
+    out = run(make_ops(isa=isa), reference.put, batch, qkv, 3, head_dim)
+    check(reference, out, batch, qkv, 3, head_dim)
+
+
+@pytest.mark.parametrize("seqlen", [1, 255, 256, 257, 512, 700])
+def test_key_blocks_join_without_loss(isa: str, make_ops: Any, reference: Any, seqlen: int) -> None:
+    batch, qkv = make([seqlen, 3], 1, 32, seed=seqlen)
+    out = run(make_ops(isa=isa), reference.put, batch, qkv, 1, 32)
+    check(reference, out, batch, qkv, 1, 32)
+
+
+def test_large_scores_neither_overflow_nor_lose_the_rest(
+    isa: str, make_ops: Any, reference: Any
+) -> None:
+    batch, qkv = make([300, 40], 2, 32, seed=1)
+    qkv[:, ::7] *= 20
+    out = run(make_ops(isa=isa), reference.put, batch, qkv, 2, 32)
+    check(reference, out, batch, qkv, 2, 32)
+
+
+def test_growing_maxima_rescale_what_was_summed(isa: str, make_ops: Any, reference: Any) -> None:
+    batch, qkv = make([600], 1, 32, seed=2)
+    # Later keys match better: each block of keys raises the maximum.
+    qkv[:, 32:64] = qkv[:, :32].mean(axis=0) + np.linspace(0, 3, 600)[:, None]
+    out = run(make_ops(isa=isa), reference.put, batch, qkv.astype(np.float32), 1, 32)
+    check(reference, out, batch, qkv, 1, 32)
+
+
+def test_a_sequence_has_the_same_bytes_in_any_batch(
+    isa: str, make_ops: Any, reference: Any
+) -> None:
+    rng = np.random.default_rng(3)
+    seqlens = [1, 7, 300, 12, 13, 40, 8, 100]
+    batch, qkv = make(seqlens, 4, 32, seed=3)
+    single, team = make_ops(isa=isa, threads=1), make_ops(isa=isa)
+    expected = run(single, reference.put, batch, qkv, 4, 32)
+    bounds = list(zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True))
+    for size in (1, 2, 5, 8):
+        chosen = rng.permutation(len(seqlens))[:size]
+        rows = np.concatenate([np.arange(*bounds[i]) for i in chosen])
+        part = pack([np.zeros(seqlens[i], np.int32) for i in chosen])
+        for ops, alone in ((single, False), (team, True)):
+            out = run(ops, reference.put, part, qkv[rows], 4, 32, alone=alone)
+            assert out.tobytes() == expected[rows].tobytes()
+
+
+def test_scratch_of_an_earlier_call_leaves_no_trace(
+    isa: str, make_ops: Any, reference: Any
+) -> None:
+    ops = make_ops(isa=isa, threads=1)
+    batch, qkv = make([5, 21], 2, 40, seed=4)
+    expected = run(ops, reference.put, batch, qkv, 2, 40)
+    poison_batch, poison = make([300], 2, 128, seed=4)
+    run(ops, reference.put, poison_batch, np.full_like(poison, np.nan), 2, 128)
+    assert run(ops, reference.put, batch, qkv, 2, 40).tobytes() == expected.tobytes()
+
+
+def test_nan_stays_in_its_sequence_and_head(isa: str, make_ops: Any, reference: Any) -> None:
+    batch, qkv = make([6, 9], 2, 8, seed=5)
+    clean = run(make_ops(isa=isa), reference.put, batch, qkv, 2, 8)
+    qkv[7, 16 + 1] = np.nan  # a key of head 0 in the second sequence
+    out = run(make_ops(isa=isa), reference.put, batch, qkv, 2, 8)
+    assert np.isnan(out[6:, :8]).all()
+    assert out[:6].tobytes() == clean[:6].tobytes()
+    assert out[6:, 8:].tobytes() == clean[6:, 8:].tobytes()
