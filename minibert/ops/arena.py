@@ -128,12 +128,13 @@ class Arena:
         Raises:
             DeviceMemoryError: the device has no more.
         """
+        nbytes = max(nbytes, 1)
         offset = self._line.take(nbytes)
         if offset + nbytes <= self.slab_bytes:
             return Block(self._slab, offset, offset, nbytes, self.generation)
         assert not self.fixed, "a captured pass repeats one that ran"
         try:
-            memory = self._empty(max(nbytes, 1))
+            memory = self._empty(nbytes)
         except DeviceMemoryError:
             self.clear()
             raise

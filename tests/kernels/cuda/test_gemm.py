@@ -229,5 +229,3 @@ def test_int8_gemm_does_not_overflow_at_the_extremes(bench: Bench) -> None:
     case.hidden[:], case.weight[:] = 1.0, -1.0
     out, ref = run_int8(bench, case, "float32", None, narrow=False, residual=False)
     assert_as_good_as_plain(out, rounded(ref, "float32"), ref)
-
-

@@ -156,8 +156,7 @@ def test_embeddings_are_gathered_added_and_normalised(
     tokens, size = 7, 136
     rng = np.random.default_rng(5)
     word, position, kind = (
-        stored(hard_values(seed, (rows, size)), dtype)
-        for seed, rows in ((1, 50), (2, 20), (3, 2))
+        stored(hard_values(seed, (rows, size)), dtype) for seed, rows in ((1, 50), (2, 20), (3, 2))
     )
     ids = [rng.integers(0, rows, tokens).astype(np.int32) for rows in (50, 20, 2)]
     weight, bias = hard_values(6, (size,)), hard_values(7, (size,))
