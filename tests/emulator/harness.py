@@ -17,7 +17,8 @@ class Case:
     """An instruction over arrays, one element per thread.
 
     `text` has `{0}` for the destination (or `{0}`, `{1}`, ... for several) and `{a}`, `{b}`, ... for
-    the inputs; `{p}` and `{q}` are predicates.
+    the inputs; `{p}` and `{q}` are predicates. `memory` holds arrays before and after; their
+    addresses are in `%m0`, `%m1`, ... `%t` is the thread's number.
     """
 
     text: str
@@ -26,6 +27,8 @@ class Case:
     relative: float = 0.0
     arch: str = "sm_90"
     registers: str = ""
+    module: str = ""
+    memory: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
     name: str = field(default="")
 
     def __str__(self) -> str:
@@ -54,15 +57,21 @@ def run_case(case: Case) -> list[np.ndarray]:
     lines.append(case.text.format(*outputs, **names, p="%p0", q="%p1"))
     for i, array in enumerate(outs):
         lines.append(_store(f"%o{i}", f"%rd{i}", array.dtype))
-    text = f"""{HEADER}
+    memory = [before.copy() for before, _ in case.memory]
+    for i in range(len(memory)):
+        params.append(f".param .u64 p{len(outs) + len(case.inputs) + i}")
+        lines.insert(0, f"ld.param.u64 %m{i}, [p{len(outs) + len(case.inputs) + i}];")
+    text = f"""{HEADER}{case.module}
     .visible .entry k({", ".join(params)}) {{
       .reg .b64 %rd<32>; .reg .b32 %t; .reg .b16 %h<4>; .reg .b32 %w<16>; .reg .pred %p<4>;
-      .reg .f32 %f<16>; {" ".join(declared)} {case.registers}
+      .reg .f32 %f<16>; .reg .b64 %m<4>; {" ".join(declared)} {case.registers}
       mov.u32 %t, %tid.x;
       {chr(10).join(lines)}
       ret;
     }}"""
-    run_text(text, "k", 1, threads, [*outs, *case.inputs], arch=case.arch)
+    run_text(text, "k", 1, threads, [*outs, *case.inputs, *memory], arch=case.arch)
+    for got, (_, want) in zip(memory, case.memory, strict=True):
+        np.testing.assert_array_equal(got, want)
     return outs
 
 

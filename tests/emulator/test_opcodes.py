@@ -10,10 +10,11 @@ from tests.emulator import (
     cases_float,
     cases_half,
     cases_integer,
+    cases_memory,
 )
 from tests.emulator.harness import Case, check_case
 
-MODULES = (cases_compare, cases_convert, cases_float, cases_half, cases_integer)
+MODULES = (cases_compare, cases_convert, cases_float, cases_half, cases_integer, cases_memory)
 CASES = [case for module in MODULES for case in module.cases()]
 
 
