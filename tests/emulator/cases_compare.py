@@ -128,6 +128,7 @@ def sets() -> Iterator[Case]:
     x, y = float_edge("float32", seed=14), float_edge("float32", seed=15)
     true = np.array([float_test("lt", p, q) for p, q in zip(x, y, strict=True)])
     yield Case("set.lt.f32.f32 {0}, {a}, {b};", (x, y), (true.astype(np.float32),))
+    yield Case("set.le.s32.s32 {0}, {a}, {b};", (a, b), (ones,))
     yield Case(
         "set.lt.s32.f32 {0}, {a}, {b};", (x, y), (np.where(true, np.uint32(0xFFFFFFFF), np.uint32(0)),)
     )

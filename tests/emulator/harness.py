@@ -10,9 +10,10 @@ from minibert.kernels.emulator import Module
 
 _REGISTER = {1: "b16", 2: "b16", 4: "b32", 8: "b64"}
 EXECUTED: set[str] = set()
+_results: dict[int, list[np.ndarray]] = {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """An instruction over arrays, one element per thread.
 
@@ -39,7 +40,13 @@ HEADER = ".version 9.0\n.target sm_90\n.address_size 64\n"
 
 
 def run_case(case: Case) -> list[np.ndarray]:
-    """Run a case; the results, in the types of what is expected."""
+    """Run a case once; the results, in the types of what is expected."""
+    if id(case) not in _results:
+        _results[id(case)] = _run(case)
+    return _results[id(case)]
+
+
+def _run(case: Case) -> list[np.ndarray]:
     outs = [np.zeros_like(e) for e in case.expected]
     threads = len(case.expected[0])
     names = {chr(ord("a") + i): f"%i{i}" for i in range(len(case.inputs))}
