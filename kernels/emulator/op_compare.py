@@ -111,7 +111,7 @@ def setp(b: Binder, ins: Instruction, kind: str) -> Step:
     return step
 
 
-@operation("set", "f16 bf16 f16x2 bf16x2", mods=_TESTS + " ftz", kind="compare")
+@operation("set", _HALVES, mods=f"{_TESTS} ftz {_HALVES}", kind="compare")
 def set_half(b: Binder, ins: Instruction, kind: str) -> Step:
     """1.0 or 0.0 in each half, by comparison."""
     types = [part for part in ins.parts if part in TYPES]

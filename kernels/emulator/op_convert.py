@@ -157,9 +157,9 @@ def float_to_float(b: Binder, ins: Instruction, _: str) -> Step:
             finite = "satfinite" in ins.parts
             value = round_to(value, _FORMATS[target], mode or "rn", saturate=finite)
         if "sat" in ins.parts:
-            value = np.where(np.isnan(value), 0.0, np.clip(value, 0.0, 1.0))
+            value = np.where(np.isnan(value), 0.0, np.clip(value, 0.0, 1.0) + 0.0)
         if "relu" in ins.parts:
-            value = np.where(value < 0, 0.0, value)
+            value = np.where(value <= 0, 0.0, value)
         result = _pack(value, target)
         return flush(result) if "ftz" in ins.parts and target == "f32" else result
 

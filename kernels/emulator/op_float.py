@@ -42,7 +42,7 @@ def _dress(ins: Instruction, compute: Callable[..., Array]) -> Callable[..., Arr
         if ftz:
             result = flush(result)
         if sat:  # NaN becomes zero
-            result = np.where(np.isnan(result), result.dtype.type(0), np.clip(result, 0, 1))
+            result = np.where(np.isnan(result), result.dtype.type(0), np.clip(result, 0, 1) + 0)
         return result
 
     return dressed

@@ -61,7 +61,6 @@ def addresses(b: Binder, ins: Instruction, index: int) -> Callable[[Group], Arra
 
 @operation("ld", "global shared local param const", _TYPES, mods=_HINTS, kind="load")
 @operation("ld", _TYPES, mods=_HINTS, kind="load")
-@operation("ldu", "global", _TYPES, mods=_HINTS, kind="load")
 def load(b: Binder, ins: Instruction, *choice: str) -> Step:
     """Read one value or a vector of them."""
     kind, size = choice[-1], access_bytes(ins)

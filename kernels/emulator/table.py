@@ -98,6 +98,11 @@ def conversion_class(parts: list[str]) -> str:
     return f"{source}_to_{target}"
 
 
+def _rank(entry: Operation, parts: list[str]) -> tuple[int, int]:
+    """The most particular entry wins; of equals the one whose first part comes first."""
+    return len(entry.choice), -parts.index(entry.choice[0]) if entry.choice else 0
+
+
 def lookup(parts: tuple[str, ...], arch: int) -> Operation:
     """The entry for an opcode.
 
@@ -121,7 +126,7 @@ def lookup(parts: tuple[str, ...], arch: int) -> Operation:
             left.remove(part)
         else:
             if all(p in entry.allowed for p in left) and (
-                best is None or len(entry.choice) > len(best.choice)
+                best is None or _rank(entry, rest) > _rank(best, rest)
             ):
                 best = entry
     if best is None:
