@@ -97,7 +97,10 @@ __global__ void __launch_bounds__(kBlockSize)
   // Every thread adds up what all warps wrote.
   __syncthreads();
   for (int index = threadIdx.x; index < 16 * kRowTiles * kBlockN; index += kBlockSize) {
-    const int row = index / kBlockN, column = first_column + index % kBlockN;
+    // A warp reads two rows two apart: 48 floats, so their 16 columns lie in different banks.
+    const int place = index / kBlockN;
+    const int row = (place & ~3) | (place & 1) << 1 | (place >> 1 & 1);
+    const int column = first_column + index % kBlockN;
     if (row >= num_rows || column >= out_features) continue;
     Acc total = 0;
 #pragma unroll
