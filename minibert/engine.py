@@ -129,8 +129,12 @@ class Engine:
             raise InputError(f"truncation must be warn, error or silent, got {truncation!r}")
         if truncation_side not in ("right", "left"):
             raise InputError(f"truncation_side must be right or left, got {truncation_side!r}")
-        if max_batch_tokens is not None and max_batch_tokens < 1:
-            raise InputError(f"max_batch_tokens must be at least 1, got {max_batch_tokens}")
+        _check_count("max_batch_tokens", max_batch_tokens)
+        _check_prompts(prompts)
+        if isinstance(ignore_config_keys, str):
+            raise InputError(
+                f"ignore_config_keys must be several names, got one str {ignore_config_keys!r}"
+            )
         limit = parse_memory(memory_limit)
         ops, reason = make_ops(
             device, dtype=dtype, matmul_precision=matmul_precision, threads=threads
@@ -148,7 +152,7 @@ class Engine:
             )
             all_prompts = {**loaded.sentence.prompts, **(prompts or {})}
             default = default_prompt_name or loaded.sentence.default_prompt_name
-            if default is not None and default not in all_prompts:
+            if default is not None and (not isinstance(default, str) or default not in all_prompts):
                 raise InputError(
                     f"default_prompt_name must be one of {sorted(all_prompts)}, got {default!r}"
                 )
@@ -299,7 +303,7 @@ class Engine:
         _check_output(output_value, precision)
         full = output_dimension(self._loaded.steps, self._loaded.config.hidden_size)
         _check_truncate_dim(truncate_dim, full)
-        _check_batch_size(batch_size)
+        _check_count("batch_size", batch_size)
         chosen = self._choose_prompt(prompt, prompt_name)
         limit = self._choose_max_length(max_length)
         skip = self._skip(chosen, limit)
@@ -355,18 +359,30 @@ class Engine:
         Raises:
             InputError: as `encode`, or chunk_size below 1.
         """
-        if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
-            raise InputError(f"chunk_size must be at least 1, got {chunk_size!r}")
-        if isinstance(inputs, str):
-            raise InputError("inputs must be an iterable of texts, got one str")
+        if chunk_size is None:
+            raise InputError("chunk_size must be at least 1, got None")
+        _check_count("chunk_size", chunk_size)
+        if isinstance(inputs, str | bytes) or not isinstance(inputs, Iterable):
+            raise InputError(
+                f"inputs must be an iterable of texts, got one {type(inputs).__name__}"
+            )
         if options.get("precision") in ("int8", "uint8"):
             raise InputError(
                 "precision must be float32, binary or ubinary in a stream: int8 ranges would "
                 "differ between chunks; encode float32 and call quantize_embeddings with ranges"
             )
         iterator = iter(inputs)
+        first = 0
         while chunk := list(islice(iterator, chunk_size)):
-            yield self.encode(chunk, **options)
+            try:
+                rows = self.encode(chunk, **options)
+            except InputError as error:
+                if first == 0:
+                    raise
+                message = f"counted from text {first} of the stream: {error}"
+                raise type(error)(message) from None
+            yield rows
+            first += len(chunk)
 
     def similarity(self, first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float32]:
         """Scores of all pairs, (n, m), by the model's similarity function."""
@@ -438,7 +454,7 @@ class Engine:
         name = prompt_name if prompt_name is not None else self._default_prompt_name
         if name is None:
             return ""
-        if name not in self._prompts:
+        if not isinstance(name, str) or name not in self._prompts:
             raise InputError(f"prompt_name must be one of {sorted(self._prompts)}, got {name!r}")
         return self._prompts[name]
 
@@ -582,11 +598,17 @@ def _check_output(output_value: object, precision: str) -> None:
         )
 
 
-def _check_batch_size(batch_size: object) -> None:
-    if batch_size is not None and (
-        isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1
+def _check_count(name: str, value: object) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise InputError(f"{name} must be at least 1, got {value!r}")
+
+
+def _check_prompts(prompts: object) -> None:
+    if prompts is not None and not (
+        isinstance(prompts, Mapping)
+        and all(isinstance(part, str) for item in prompts.items() for part in item)
     ):
-        raise InputError(f"batch_size must be at least 1, got {batch_size!r}")
+        raise InputError(f"prompts must map names to texts, got {prompts!r}")
 
 
 def _check_truncate_dim(truncate_dim: object, dimension: int) -> None:

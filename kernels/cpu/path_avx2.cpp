@@ -1,6 +1,8 @@
 // path_avx2.cpp: x86-64 with AVX2, FMA and F16C. Compiled with -mavx2 -mfma -mf16c.
 #include "vec_avx2.h"
 
+#include "dot_avx2.h"
+#include "linear_int8.h"
 #include "path.h"
 
 namespace {
@@ -8,6 +10,7 @@ constexpr minibert::LinearKernel kLinear[] = {
     float_kernel<Float32Weight>("float32"),
     float_kernel<BFloat16Weight>("bfloat16"),
     float_kernel<Float16Weight>("float16"),
+    kInt8Kernel,
     {},
 };
 constexpr minibert::Kernels kPath = make_path("avx2", kLinear);

@@ -6,6 +6,13 @@ namespace {
 using Vec = SoftwareVec<4, 4, 2, false>;
 }
 
+#include "dot_software.h"
+
+namespace {
+using Dot = SoftwareDot<4, 4, 2>;
+}
+
+#include "linear_int8.h"
 #include "path.h"
 
 namespace {
@@ -13,6 +20,7 @@ constexpr minibert::LinearKernel kLinear[] = {
     float_kernel<Float32Weight>("float32"),
     float_kernel<BFloat16Weight>("bfloat16"),
     float_kernel<Float16Weight>("float16"),
+    kInt8Kernel,
     {},
 };
 constexpr minibert::Kernels kPath = make_path("portable", kLinear);

@@ -153,6 +153,7 @@ class CpuOps:
     """`Ops` on the CPU: see the module."""
 
     name = "cpu"
+    head_dim_multiple = 8
     preferred_batch_tokens = 512  # activations of a layer stay in the second- and third-level cache
 
     def __init__(

@@ -71,6 +71,8 @@ class Ops(Protocol):
     """Batches that may profitably run at once, each in a thread of its own."""
     preferred_batch_tokens: int
     """`max_batch_tokens` where the user names none."""
+    head_dim_multiple: int
+    """Heads are handed over with zeros up to a multiple of this width; 1 for any width."""
 
     def stream(self, *, alone: bool) -> AbstractContextManager[Ops]:
         """Enter the state of one running batch: scratch memory, a CUDA stream, a thread team.

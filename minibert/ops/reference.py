@@ -48,6 +48,7 @@ class ReferenceOps:
     name = "reference"
     num_streams = 1  # BLAS brings its own threads
     preferred_batch_tokens = 4096
+    head_dim_multiple = 1
 
     def __init__(self, dtype: str = "float32") -> None:
         """Choose the floating type of weights, activations and results.

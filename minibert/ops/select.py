@@ -36,12 +36,27 @@ def make_ops(
             f"matmul_precision must be one of {', '.join(MATMUL_PRECISIONS)}, "
             f"got {matmul_precision!r}"
         )
-    if threads is not None and threads < 1:
-        raise DeviceError(f"threads must be at least 1, got {threads}")
+    if threads is not None and (
+        isinstance(threads, bool) or not isinstance(threads, int) or threads < 1
+    ):
+        raise DeviceError(f"threads must be at least 1, got {threads!r}")
     if device not in DEVICES:
         raise DeviceError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
-    # NumPy computes plain float32, which satisfies every matmul_precision.
-    ops = ReferenceOps(dtype)
-    reason = "asked for" if device == "numpy" else "NumPy computes"
+    ops, reason = _cpu(device, dtype, matmul_precision, threads)
     _log.info("device %r: ops %s (%s)", device, ops.name, reason)
     return ops, reason
+
+
+def _cpu(device: str, dtype: str, matmul_precision: str, threads: int | None) -> tuple[Ops, str]:
+    """The kernels where they were built; else NumPy, whose float32 meets every precision."""
+    if device == "numpy":
+        return ReferenceOps(dtype), "asked for"
+    if dtype == "float64":
+        return ReferenceOps(dtype), "float64 is computed by NumPy"
+    from minibert.ops import cpu
+
+    built, why = cpu.available()
+    if built:
+        ops = cpu.CpuOps(dtype, matmul_precision=matmul_precision, threads=threads)
+        return ops, f"own kernels, {why}, {ops.num_streams} threads"
+    return ReferenceOps(dtype), f"NumPy: {why}"
