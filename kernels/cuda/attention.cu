@@ -15,18 +15,13 @@
 // between is read as zero); row_stride a multiple of 8.
 
 #include "async_copy.cuh"
+#include "exp2.cuh"
 #include "mma.cuh"
 #include "types.cuh"
 
 constexpr int kBlockM = 64;
 constexpr int kBlockSize = 128;
 constexpr int kStages = 2;
-
-__device__ __forceinline__ float exp2_approx(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 // Maximum and sum over the four lanes that share a row of a result fragment.
 __device__ __forceinline__ float quad_max(float x) {

@@ -139,7 +139,7 @@ class CupyDevice:
         self.target = target_for(
             int(self._device.compute_capability),
             int(attributes["MultiProcessorCount"]),
-            int(attributes["MaxSharedMemoryPerBlockOptin"]),
+            attributes.get("MaxSharedMemoryPerBlockOptin"),
         )
         properties = self._cupy.cuda.runtime.getDeviceProperties(index)
         self.name = properties["name"].decode()
@@ -171,13 +171,15 @@ class CupyDevice:
         view = self.view(memory, 0, contiguous.shape, contiguous.dtype.str)
         with self._device:
             view.set(contiguous)
+            # The last bytes may still be under way, and our streams do not wait for this one.
+            self._device.synchronize()
         return view
 
     def empty_pinned(self, nbytes: int) -> NDArray[np.uint8]:
         """See `Device.empty_pinned`."""
         with self._device:
             memory = self._cupy.cuda.alloc_pinned_memory(max(nbytes, 1))
-        return np.frombuffer(memory, np.uint8, nbytes)
+        return np.frombuffer(memory, np.uint8)[:nbytes]
 
     def new_stream(self) -> Any:
         """See `Device.new_stream`."""

@@ -40,6 +40,18 @@ def test_kernels_assemble_without_spills(capability: int, source: str) -> None:
     assert "warning" not in cubin.log
 
 
+@pytest.mark.parametrize("capability", ARCHITECTURES)
+def test_conformance_kernels_assemble(capability: int) -> None:
+    floats = ["half"] + ["bfloat16"] * (capability >= 80)
+    names = [f"{kind}_conformance_kernel<{t}>" for kind in ("mma", "convert") for t in floats]
+    names += ["mma_conformance_kernel<int8>", "copy_conformance_kernel", "warp_conformance_kernel"]
+    names += [f"ldmatrix_conformance_kernel<{t}>" for t in ("false", "true")]
+    text = loader.read_source("conformance.cu")
+    arch = f"sm_{capability}"
+    cubin = nvrtc.compile_cubin(text, name="conformance.cu", arch=arch, name_expressions=names)
+    assert len(cubin.resources) == len(names)
+
+
 def test_ptxas_refuses_what_an_architecture_lacks() -> None:
     wrong = 'extern "C" __global__ void k() { asm volatile("cp.async.commit_group;"); }'
     with pytest.raises(DeviceError, match="sm_80"):
