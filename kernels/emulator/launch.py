@@ -34,6 +34,7 @@ from minibert.kernels.emulator.op_memory import access_bytes
 from minibert.kernels.emulator.operands import Name
 from minibert.kernels.emulator.parse import Instruction, parse
 from minibert.kernels.emulator.program import Program, link
+from minibert.kernels.emulator.registers import share_registers
 from minibert.kernels.emulator.table import Operation, lookup
 from minibert.kernels.emulator.types import Array
 
@@ -136,6 +137,7 @@ class Kernel:
         self._program, self._variables = program, variables
         self._table = [lookup(ins.parts, module.arch) for ins in program.instructions]
         self._granules = _granules(program, self._table)
+        program.slots = share_registers(program)
         self._bound: tuple[tuple[object, ...], Chunk] | None = None
 
     @property
