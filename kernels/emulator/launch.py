@@ -36,6 +36,7 @@ from minibert.kernels.emulator.parse import Instruction, parse
 from minibert.kernels.emulator.program import Program, link
 from minibert.kernels.emulator.registers import share_registers
 from minibert.kernels.emulator.table import Operation, lookup
+from minibert.kernels.emulator.tensor_runs import fuse_runs
 from minibert.kernels.emulator.types import Array
 
 __all__ = ["Kernel", "Module"]
@@ -247,6 +248,7 @@ class Kernel:
             if ins.guard is not None and ins.parts[0] != "bra":
                 step = _guarded(binder, ins, at, step)
             chunk.steps.append(step)
+        fuse_runs(binder, self._program, self._table, chunk.steps)
         self._bound = (key, chunk)
         return chunk
 
