@@ -97,8 +97,11 @@ class Engine:
 
         Args:
             path_or_name: a folder, or a name in the HuggingFace cache or on the hub.
-            device: "auto", "cpu", or "numpy" (no kernels).
-            dtype: how linear layers compute; "float32", or "float64" on NumPy for checking.
+            device: "auto" (a GPU where one is usable, else the CPU), "cpu", "cuda", "cuda:1",
+                "numpy" (no kernels), or "emulator" (the CUDA kernels without a GPU: slow, for
+                checking).
+            dtype: how linear layers compute: "float32", "float16", "bfloat16" or "int8", as far
+                as the device can; "float64" on NumPy, for checking.
             matmul_precision: for float32: "highest", "high" or "medium".
             max_batch_tokens: most tokens of one batch; the device's choice when None.
             memory_limit: bytes, or a size such as "512MB", that running batches may take together

@@ -217,11 +217,14 @@ class Runner:
         deliver: threading.Lock,
     ) -> None:
         batch = self._pack(texts, indices, skip)
-        try:
-            uploaded = ops.upload(batch)
+
+        def compute(ops: Ops, uploaded: Any) -> tuple[Any, ...]:
             hidden = model.encode(ops, uploaded, self.parameters, self.config)
-            rows = ops.download(apply_steps(ops, hidden, uploaded, self.steps))
-            states = ops.download(hidden) if hidden_states else None
+            rows = apply_steps(ops, hidden, uploaded, self.steps)
+            return (rows, hidden) if hidden_states else (rows,)
+
+        try:
+            rows, *states = ops.forward(batch, compute, key=hidden_states)
         except (MemoryError, DeviceMemoryError):
             if indices.size == 1:
                 raise
@@ -231,7 +234,7 @@ class Runner:
                 self._run_batch(ops, texts, half, skip, hidden_states, on_batch, deliver)
             return
         with deliver:
-            on_batch(indices, rows, states, batch.cu_seqlens)
+            on_batch(indices, rows, states[0] if states else None, batch.cu_seqlens)
 
     def _pack(self, texts: TokenizedTexts, indices: NDArray[np.int32], skip: int) -> Batch:
         order = indices.tolist()
