@@ -43,7 +43,7 @@ def command(
     steps: int,
     seed: int,
 ) -> None:
-    """Run a kernel of FILE.cu in the emulator; exit code 1 where it found a fault.
+    r"""Run a kernel of FILE.cu in the emulator; exit code 1 where it found a fault.
 
     \b
     ARGUMENTs, in the kernel's order:
