@@ -151,7 +151,7 @@ def barrier_reduce(b: Binder, ins: Instruction, _: str, how: str) -> Step:
         live = chunk.threads.live
         rows = (geometry.blocks, geometry.stride)
         if how == "and":
-            result: Array = (seen | ~live).reshape(rows).all(axis=1)
+            result = np.logical_and.reduce((seen | ~live).reshape(rows), axis=1)
         else:
             result = np.count_nonzero((seen & live).reshape(rows), axis=1)
             result = result > 0 if how == "or" else result.astype(np.uint32)
