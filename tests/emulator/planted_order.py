@@ -205,6 +205,15 @@ extern "C" __global__ void k(float* out, const float* in, int n) {
         "trap",
         """
 extern "C" __global__ void k(float* out, const float* in, int n) {
+  assert(!BAD || in[threadIdx.x] < -1000.0f);  // BUG
+  out[threadIdx.x] = 1.0f;
+}""",
+    ),
+    Planted(
+        "trap",
+        "trap",
+        """
+extern "C" __global__ void k(float* out, const float* in, int n) {
   if (BAD && in[threadIdx.x] > -1000.0f) __trap();  // BUG
   out[threadIdx.x] = 1.0f;
 }""",

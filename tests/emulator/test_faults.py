@@ -56,6 +56,12 @@ def test_inlined_code_names_both_lines() -> None:
         launch(planted, bad=True)
 
 
+def test_assertion_shows_its_condition() -> None:
+    planted = next(p for p in PLANTED if p.name == "assertion")
+    with pytest.raises(KernelFault, match=r"assertion failed: .*in\[threadIdx\.x\] < -1000"):
+        launch(planted, bad=True)
+
+
 def test_without_checks_races_pass() -> None:
     planted = next(p for p in PLANTED if p.name == "no barrier between write and read")
     ptx = compile_ptx(planted.source, name="k.cu", options=("-DBAD=1",))
