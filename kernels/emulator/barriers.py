@@ -161,7 +161,7 @@ class Barriers:
         arrived = np.zeros(warps, np.int64)
         for warp, epoch in barrier.arrived.items():
             joined[warp], arrived[warp] = True, epoch
-        released = barrier.waiting.reshape(warps, WARP).any(axis=1)
+        released = np.logical_or.reduce(barrier.waiting.reshape(warps, WARP), axis=1)
         arrived[released] = int(shadow.epoch[block])
         shadow.warps_joined(block, joined, released, arrived)
 

@@ -325,12 +325,14 @@ class Chunk:
         if group.mask is None:
             return None
         present = group.mask.reshape(-1, WARP)
-        needed = self.threads.live.reshape(-1, WARP) & present.any(axis=1)[:, None]
+        needed = (
+            self.threads.live.reshape(-1, WARP) & np.logical_or.reduce(present, axis=1)[:, None]
+        )
         if members is not None:
             masks = np.where(group.mask, members, np.uint32(0)).reshape(-1, WARP)
             named = np.bitwise_or.reduce(masks, axis=1)
             needed = needed & ((named[:, None] >> np.arange(WARP, dtype=np.uint32)) & 1 == 1)
-        incomplete = (needed & ~present).any(axis=1)
+        incomplete = np.logical_or.reduce(needed & ~present, axis=1)
         if not incomplete.any():
             return None
         late: Array = (present & incomplete[:, None]).reshape(-1)

@@ -11,6 +11,7 @@ from minibert.errors import InputError
 from minibert.kernels.emulator import (  # noqa: F401  the imports fill the table
     copies,
     op_atomic,
+    op_bits,
     op_compare,
     op_control,
     op_convert,

@@ -7,6 +7,7 @@ before left; the order on a device is not defined.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -52,10 +53,23 @@ def _combine(name: str, kind: str) -> Callable[..., Array]:
     if name == "exch":
         return lambda old, value: value
     if name == "inc":
-        return lambda old, top: np.where(old >= top, old.dtype.type(0), old + old.dtype.type(1))
+        return _increment
     if name == "dec":
-        return lambda old, top: np.where((old == 0) | (old > top), top, old - old.dtype.type(1))
-    return lambda old, compare, value: np.where(old == compare, value, old)
+        return _decrement
+    return _swap
+
+
+def _increment(old: Array, top: Array) -> Array:
+    following: Array = old + old.dtype.type(1)
+    return np.where(old >= top, old.dtype.type(0), following)
+
+
+def _decrement(old: Array, top: Array) -> Array:
+    return np.where((old == 0) | (old > top), top, old - old.dtype.type(1))
+
+
+def _swap(old: Array, compare: Array, value: Array) -> Array:
+    return np.where(old == compare, value, old)
 
 
 @operation("atom", "add min max and or xor exch cas inc dec", mods=_MODS, kind="atomic")
@@ -135,8 +149,8 @@ def _serve(
     view: Array,
     index: Array,
     values: list[Array],
-    dtype: np.dtype,
-    combine: Callable[..., Array],  # type: ignore[type-arg]
+    dtype: np.dtype[Any],
+    combine: Callable[..., Array],
 ) -> Array:
     """Serve the lanes, one round for the first at each address, one for the second, ..."""
     order = np.argsort(index, kind="stable")

@@ -81,13 +81,30 @@ def leave(b: Binder, ins: Instruction) -> Step:
 @operation("trap", kind="control")
 @operation("brkpt", kind="control")
 def trap(b: Binder, ins: Instruction) -> Step:
-    """The kernel stops itself."""
+    """The kernel stops itself; a failed `assert` has its condition as a parameter."""
 
     def step(group: Group) -> None:
         lane = 0 if group.lanes is None else int(group.lanes[0])
-        b.chunk.report("trap", "the kernel stopped itself", ins, lane)
+        detail = "the kernel stopped itself"
+        if ins.operands:
+            detail = f"assertion failed: {_condition(b, ins, lane)}"
+        b.chunk.report("trap", detail, ins, lane)
 
     return step
+
+
+def _condition(b: Binder, ins: Instruction, lane: int) -> str:
+    """Text of an assertion: the parameter in local memory points to it."""
+    parameter = ins.operands[0]
+    assert isinstance(parameter, Name)
+    local = b.chunk.local
+    at = lane * local.stride + b.program.local[parameter.name]
+    address = int(local.views[8][at // 8])
+    allocation = b.chunk.space.find(address)
+    if allocation is None:
+        return "?"
+    text = allocation.window[address - allocation.base :].tobytes()
+    return text.split(b"\0", 1)[0].decode(errors="replace")
 
 
 def _number(b: Binder, ins: Instruction, index: int) -> Array:
@@ -151,7 +168,7 @@ def barrier_reduce(b: Binder, ins: Instruction, _: str, how: str) -> Step:
         live = chunk.threads.live
         rows = (geometry.blocks, geometry.stride)
         if how == "and":
-            result: Array = (seen | ~live).reshape(rows).all(axis=1)
+            result = np.logical_and.reduce((seen | ~live).reshape(rows), axis=1)
         else:
             result = np.count_nonzero((seen & live).reshape(rows), axis=1)
             result = result > 0 if how == "or" else result.astype(np.uint32)

@@ -8,7 +8,8 @@ import numpy as np
 
 from minibert.kernels.emulator.bind import Binder, Step
 from minibert.kernels.emulator.faults import UnsupportedError
-from minibert.kernels.emulator.op_float import _nudge
+from minibert.kernels.emulator.machine import Group
+from minibert.kernels.emulator.op_float import nudge
 from minibert.kernels.emulator.op_half import narrow, widen
 from minibert.kernels.emulator.parse import Instruction
 from minibert.kernels.emulator.rounding import (
@@ -63,12 +64,12 @@ def int_to_int(b: Binder, ins: Instruction, _: str) -> Step:
     limits = np.iinfo(dtype)
     saturate = "sat" in ins.parts
 
-    def step(group: object) -> None:
+    def step(group: Group) -> None:
         result = values
         if saturate:
             given = np.iinfo(values.dtype)
             result = np.clip(values, max(limits.min, given.min), min(limits.max, given.max))
-        write(result.astype(dtype), group.alu)  # type: ignore[attr-defined]
+        write(result.astype(dtype), group.alu)
 
     return step
 
@@ -116,7 +117,7 @@ def int_to_float(b: Binder, ins: Instruction, _: str) -> Step:
             exact = np.clip(exact, 0.0, 1.0)
             error = np.zeros(values.shape)
         if target == "f64":
-            return exact if mode == "rn" else _nudge(exact, error, mode)
+            return exact if mode == "rn" else nudge(exact, error, mode)
         return _pack(round_to(to_odd(exact, error), _FORMATS[target], mode), target)
 
     return b.elementwise(ins, _stored(target), compute)
@@ -201,10 +202,10 @@ def float_to_pair(b: Binder, ins: Instruction, _: str) -> Step:
             bits = np.where(negative | (bits == 0x8000), np.uint16(0), bits)
         return bits
 
-    def step(group: object) -> None:
+    def step(group: Group) -> None:
         pair[:, 0] = one(low)
         pair[:, 1] = one(high)
-        write(pair.view(np.uint32).reshape(-1), group.alu)  # type: ignore[attr-defined]
+        write(pair.view(np.uint32).reshape(-1), group.alu)
 
     return step
 

@@ -19,7 +19,7 @@ from minibert.kernels.emulator.rounding import (
     to_odd,
 )
 from minibert.kernels.emulator.table import operation
-from minibert.kernels.emulator.types import Array
+from minibert.kernels.emulator.types import TYPES, Array
 
 _MODES = "rn rz rm rp"
 _DIRECTED = ("rz", "rm", "rp")
@@ -107,7 +107,7 @@ def add_f64(b: Binder, ins: Instruction, kind: str) -> Step:
     def compute(a: Array, c: Array) -> Array:
         c = -c if minus else c
         total = a + c
-        return total if mode == "rn" else _nudge(total, sum_error(a, c, total), mode)
+        return total if mode == "rn" else nudge(total, sum_error(a, c, total), mode)
 
     return b.elementwise(ins, kind, compute, *_sources(b, ins, kind))
 
@@ -119,12 +119,12 @@ def mul_f64(b: Binder, ins: Instruction, kind: str) -> Step:
 
     def compute(a: Array, c: Array) -> Array:
         product = a * c
-        return product if mode == "rn" else _nudge(product, product_error(a, c, product), mode)
+        return product if mode == "rn" else nudge(product, product_error(a, c, product), mode)
 
     return b.elementwise(ins, kind, compute, *_sources(b, ins, kind))
 
 
-def _nudge(value: Array, error: Array, mode: str) -> Array:
+def nudge(value: Array, error: Array, mode: str) -> Array:
     """Correct a value rounded to nearest to a directed mode, given the exact error."""
     toward = {"rz": -np.sign(value), "rm": np.full_like(value, -1), "rp": np.full_like(value, 1)}
     way = toward[mode]
@@ -155,10 +155,10 @@ def minmax(b: Binder, ins: Instruction, kind: str) -> Step:
 
 def extreme(a: Array, c: Array, *, small: bool, nan: bool) -> Array:
     """Minimum or maximum; -0 counts as smaller than +0."""
-    function = np.minimum if small else np.maximum
+    function: np.ufunc = np.minimum if small else np.maximum
     if not nan:
         function = np.fmin if small else np.fmax
-    result = function(a, c)
+    result: Array = function(a, c)
     zeros = (a == 0) & (c == 0)
     if zeros.any():
         negative = np.signbit(a) | np.signbit(c) if small else np.signbit(a) & np.signbit(c)
@@ -179,26 +179,24 @@ def sign(b: Binder, ins: Instruction, kind: str) -> Step:
 
 @operation("copysign", "f32 f64", kind="float")
 def copysign(b: Binder, ins: Instruction, kind: str) -> Step:
-    """B with the sign of a."""
+    """The size of b with the sign of a."""
     return b.elementwise(ins, kind, lambda a, c: np.copysign(c, a), *_sources(b, ins, kind))
 
 
 @operation("testp", "finite infinite number notanumber normal subnormal", "f32 f64", kind="compare")
 def testp(b: Binder, ins: Instruction, what: str, kind: str) -> Step:
     """Classify a number."""
+    tiny = float(np.finfo(TYPES[kind].dtype).tiny)
+    tests: dict[str, Callable[[Array], Array]] = {
+        "finite": np.isfinite,
+        "infinite": np.isinf,
+        "number": lambda x: ~np.isnan(x),
+        "notanumber": np.isnan,
+        "normal": lambda x: np.isfinite(x) & (np.abs(x) >= tiny),
+        "subnormal": lambda x: (x != 0) & (np.abs(x) < tiny),
+    }
 
-    def compute(a: Array) -> Array:
-        tiny = np.finfo(a.dtype).tiny
-        return {
-            "finite": np.isfinite,
-            "infinite": np.isinf,
-            "number": lambda x: ~np.isnan(x),
-            "notanumber": np.isnan,
-            "normal": lambda x: np.isfinite(x) & (np.abs(x) >= tiny),
-            "subnormal": lambda x: (x != 0) & (np.abs(x) < tiny),
-        }[what](a)
-
-    return b.elementwise(ins, "pred", compute, *_sources(b, ins, kind))
+    return b.elementwise(ins, "pred", tests[what], *_sources(b, ins, kind))
 
 
 def _directed(
@@ -216,11 +214,13 @@ def _directed(
 
 
 def _quotient_rest(q: Array, a: Array, c: Array) -> Array:
-    return (a - q * c - product_error(q, c, q * c)) * np.sign(c)
+    result: Array = (a - q * c - product_error(q, c, q * c)) * np.sign(c)
+    return result
 
 
 def _root_rest(r: Array, a: Array) -> Array:
-    return a - r * r - product_error(r, r, r * r)
+    result: Array = a - r * r - product_error(r, r, r * r)
+    return result
 
 
 @operation("div", "f32", mods=_MODES + " approx full ftz", kind="special", flops=1)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from minibert.kernels.emulator.bind import Binder, Step
+from minibert.kernels.emulator.machine import Group
 from minibert.kernels.emulator.op_float import APPROXIMATE, extreme
 from minibert.kernels.emulator.parse import Instruction
 from minibert.kernels.emulator.rounding import (
@@ -60,10 +61,10 @@ def half_step(
     paired = kind.endswith("x2")
     write = b.writer(ins.operands[0], "b32" if paired else "b16")
 
-    def step(group: object) -> None:
+    def step(group: Group) -> None:
         sources = [np.ascontiguousarray(s).view(np.uint16) if paired else s for s in bits]
         result = compute(*sources)
-        write(result.view(np.uint32) if paired else result, group.alu)  # type: ignore[attr-defined]
+        write(result.view(np.uint32) if paired else result, group.alu)
 
     return step
 

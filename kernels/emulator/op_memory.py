@@ -44,7 +44,9 @@ def port_of(b: Binder, ins: Instruction) -> GlobalPort | SharedPort | LocalPort 
         return chunk.local if operand.base in b.program.local else chunk.memory
     if space == "":
         return chunk.generic
-    return {"shared": chunk.shared, "local": chunk.local}.get(space, chunk.memory)  # type: ignore[return-value]
+    if space == "shared":
+        return chunk.shared
+    return chunk.local if space == "local" else chunk.memory
 
 
 def addresses(b: Binder, ins: Instruction, index: int) -> Callable[[Group], Array]:

@@ -124,6 +124,9 @@ def isspacep(b: Binder, ins: Instruction, space: str) -> Step:
         parameter = (address >> np.uint64(ID_SHIFT)) == b.chunk.parameter_base >> ID_SHIFT
         if space in ("const", "param"):
             return parameter if space == "param" else np.zeros(address.shape, np.bool_)
-        return {"shared": shared, "local": local, "global": ~(shared | local | parameter)}[space]
+        result: Array = {"shared": shared, "local": local, "global": ~(shared | local | parameter)}[
+            space
+        ]
+        return result
 
     return b.elementwise(ins, "pred", compute)

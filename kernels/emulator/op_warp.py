@@ -127,12 +127,13 @@ def vote(b: Binder, ins: Instruction, _: str, how: str, kind: str) -> Step:
 
     def work(group: Group) -> None:
         if how == "all":
-            result: Array = _rows(predicate(), group, absent=True).all(axis=1)
+            result = np.logical_and.reduce(_rows(predicate(), group, absent=True), axis=1)
         elif how == "any":
-            result = _rows(predicate(), group, absent=False).any(axis=1)
+            result = np.logical_or.reduce(_rows(predicate(), group, absent=False), axis=1)
         elif how == "uni":
-            true = _rows(predicate(), group, absent=True).all(axis=1)
-            result = true | ~_rows(predicate(), group, absent=False).any(axis=1)
+            true = np.logical_and.reduce(_rows(predicate(), group, absent=True), axis=1)
+            some = np.logical_or.reduce(_rows(predicate(), group, absent=False), axis=1)
+            result = true | ~some
         else:
             result = _ballot(_rows(predicate(), group, absent=False))
         write(np.repeat(result, WARP), group.alu)

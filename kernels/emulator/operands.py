@@ -67,6 +67,7 @@ Operand: TypeAlias = "Name | Immediate | Address | Vector | Pair"
 _NUMBER = re.compile(r"^-?(0[xX][0-9a-fA-F]+|0[bB][01]+|\d+)[uU]?$")
 _FLOAT = re.compile(r"^(-?)0([fFdD])([0-9a-fA-F]+)$")
 _DECIMAL = re.compile(r"^-?(\d+\.\d*|\.\d+|\d+[eE])")
+_MOVED_NAME = re.compile(r"^([\w$%.]+)\s*(?:([+-])\s*(-?\w+))?$")
 _NAME = re.compile(r"^[\w$%.]+$")
 
 
@@ -126,11 +127,11 @@ def _operand(text: str, resolve: Callable[[str], str]) -> Operand:
         return Name(resolve(text[1:].strip()), negated=True)
     if text.startswith("-") and _NAME.match(text[1:]):
         raise UnsupportedError(f"PTX operand {text!r} is not known")
-    base, sign, offset = re.match(r"^([^+-]*)([+-]?)(.*)$", text).groups()  # type: ignore[union-attr]
-    if not _NAME.match(base.strip()):
+    found = _MOVED_NAME.match(text)
+    if not found:
         raise UnsupportedError(f"PTX operand {text!r} is not known")
-    moved = _integer(offset.strip()) * (-1 if sign == "-" else 1) if sign else 0
-    return Name(resolve(base.strip()), offset=moved)
+    sign = -1 if found[2] == "-" else 1
+    return Name(resolve(found[1]), offset=sign * _integer(found[3]) if found[2] else 0)
 
 
 def _pair_item(text: str, resolve: Callable[[str], str]) -> Name | None:

@@ -194,8 +194,9 @@ class _Linker:
         passed = operands.pop(0) if operands else Vector(())
         name = target.name if isinstance(target, Name) else "?"
         if name == "__assertfail":
+            condition = passed.items[:1] if isinstance(passed, Vector) else ()
             self.program.instructions.append(
-                replace(instruction, parts=("trap",), operands=(), text="assertion failed")
+                replace(instruction, parts=("trap",), operands=condition)
             )
             return
         function = self.module.functions.get(name)

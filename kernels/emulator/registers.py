@@ -1,7 +1,7 @@
 """Lets registers share memory: two that are never needed at the same place get one array.
 
-PTX names a new register for nearly every value, a few thousand in an unrolled kernel; as arrays over
-all threads they would not stay in any cache. Liveness on the control flow gives each register an
+PTX names a new register for nearly every value, thousands in an unrolled kernel; as arrays over all
+threads they would not stay in any cache. Liveness on the control flow gives each register an
 interval of instructions, and a linear scan gives intervals that do not overlap the same slot.
 """
 

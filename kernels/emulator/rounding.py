@@ -49,7 +49,8 @@ TF32 = Format(11, -126, 127, 32)
 def sum_error(a: Array, b: Array, total: Array) -> Array:
     """What `total = a + b` lost, exactly (Knuth's TwoSum)."""
     back = total - a
-    return (a - (total - back)) + (b - back)
+    result: Array = (a - (total - back)) + (b - back)
+    return result
 
 
 def to_odd(value: Array, error: Array) -> Array:
@@ -152,7 +153,8 @@ def product_error(a: Array, b: Array, product: Array) -> Array:
     """What `product = a * b` lost, exactly barring overflow (Dekker)."""
     ah, al = _split(a)
     bh, bl = _split(b)
-    return al * bl - (((product - ah * bh) - al * bh) - ah * bl)
+    result: Array = al * bl - (((product - ah * bh) - al * bh) - ah * bl)
+    return result
 
 
 def fma_f64(a: Array, b: Array, c: Array) -> Array:

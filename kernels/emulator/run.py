@@ -67,7 +67,7 @@ class Emulation:
         places = [(fault.location.outermost, ">")]
         if fault.other is not None:
             places.append((fault.other.outermost, "<"))
-        shown = {}
+        shown: dict[int, str] = {}
         for place, mark in places:
             if 1 <= place.line <= len(lines):
                 shown.setdefault(place.line, f"{mark} {place.line:5d} | {lines[place.line - 1]}")

@@ -53,8 +53,8 @@ class SharedShadow:
         self.writes = np.zeros(size, np.uint64)
         self.reads = np.zeros(size, np.uint64)
         several = [n for n in (2, 4, 8, 16) if n * granule <= 16]
-        self.write_rows = {n: self.writes.reshape(-1, n) for n in several}
-        self.read_rows = {n: self.reads.reshape(-1, n) for n in several}
+        self.write_rows: dict[int, Array] = {n: self.writes.reshape(-1, n) for n in several}
+        self.read_rows: dict[int, Array] = {n: self.reads.reshape(-1, n) for n in several}
         self.write_rows[1], self.read_rows[1] = self.writes, self.reads
         self.log: list[tuple[int, Array, Array]] = []
         self.warp_passes = 0
@@ -200,7 +200,7 @@ class SharedShadow:
         suspect = found > floor
         if suspect.any():
             if same is not None:
-                quiet = same.reshape(len(same), -1).all(axis=1)
+                quiet: Array = np.logical_and.reduce(same.reshape(len(same), -1), axis=1)
                 quiet = quiet[:, None] if count > 1 else quiet
                 suspect &= ~quiet | (found >= _u64(_IN_FLIGHT << _EPOCH))
             if atomic:

@@ -49,8 +49,8 @@ def _make() -> dict[str, PtxType]:
     types = {"pred": PtxType("pred", np.dtype(np.bool_), 1, "pred")}
     for bits in (8, 16, 32, 64):
         for letter, kind in (("u", "uint"), ("s", "int"), ("b", "bits")):
-            dtype = np.dtype(f"{'int' if letter == 's' else 'uint'}{bits}")
-            types[f"{letter}{bits}"] = PtxType(f"{letter}{bits}", dtype, bits // 8, kind)
+            whole = np.dtype(f"{'int' if letter == 's' else 'uint'}{bits}")
+            types[f"{letter}{bits}"] = PtxType(f"{letter}{bits}", whole, bits // 8, kind)
     for name, dtype, size, kind in (
         ("f16", "float16", 2, "float"),
         ("bf16", "uint16", 2, "float"),

@@ -32,7 +32,10 @@ def random_bits(form: str, seed: int, count: int = 128) -> np.ndarray:
 
 def exact(function: Callable[..., Fraction], form: str, *sources: np.ndarray) -> np.ndarray:
     values = [halves(s, form) for s in sources]
-    out = [rounded(function(*(Fraction(float(v)) for v in row)), form) for row in zip(*values)]
+    out = [
+        rounded(function(*(Fraction(float(v)) for v in row)), form)
+        for row in zip(*values, strict=True)
+    ]
     return to_bits(out, form)
 
 
@@ -41,7 +44,7 @@ def zero_sign(
 ) -> np.ndarray:
     """Give zeros the sign that IEEE gives them."""
     values = [halves(s, form) for s in sources]
-    ieee = np.array([function(*(float(v) for v in row)) for row in zip(*values)])
+    ieee = np.array([function(*(float(v) for v in row)) for row in zip(*values, strict=True)])
     return np.where((bits & 0x7FFF == 0) & np.signbit(ieee), np.uint16(0x8000), bits)
 
 
@@ -88,7 +91,7 @@ def extremes(form: str) -> Iterator[Case]:
     a[:4], b[2:6] = nan, nan
     x, y = halves(a, form), halves(b, form)
     for name, pick in (("min", min), ("max", max)):
-        rows = list(zip(x, y))
+        rows = list(zip(x, y, strict=True))
         number = [q if math.isnan(p) else p if math.isnan(q) else pick(p, q) for p, q in rows]
         strict = [math.nan if math.isnan(p) or math.isnan(q) else pick(p, q) for p, q in rows]
         yield from both(name, form, "{a}, {b}", (a, b), to_bits(number, form))

@@ -205,7 +205,8 @@ def atomics() -> Iterator[Case]:
             )
             if name != "exch":
                 yield Case(
-                    f"{where} red.global.{name}.{kind} [%rd20], {{a}}; mov.b{8 * size} {{0}}, {{a}};",
+                    f"{where} red.global.{name}.{kind} [%rd20], {{a}};"
+                    f"mov.b{8 * size} {{0}}, {{a}};",
                     (values,),
                     (values,),
                     memory=((start, after),),
@@ -264,7 +265,7 @@ def half_atomics() -> Iterator[Case]:
             rounded = torch.tensor(total).to(torch.bfloat16).view(torch.int16).numpy()
             want = to_bits(list(halves(rounded.view(np.uint16), "bf16")), "bf16")
         yield Case(
-            f"mad.wide.u32 %rd20, %t, 4, %m0; atom.global.add.noftz.{form}x2 {{0}}, [%rd20], {{a}};",
+            f"mad.wide.u32 %rd20, %t, 4, %m0;atom.global.add.noftz.{form}x2 {{0}}, [%rd20], {{a}};",
             (paired(bits),),
             (paired(start),),
             memory=((paired(start), paired(want)),),

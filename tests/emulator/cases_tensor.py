@@ -178,7 +178,8 @@ def matrices() -> Iterator[Case]:
     columns = tuple(np.ascontiguousarray(words[:, i]) for i in range(4))
     fill = (
         "mov.u64 %rd20, buf; and.b32 %w0, %t, 31; mad.wide.u32 %rd21, %w0, 16, %rd20;"
-        "setp.lt.u32 {p}, %t, 32; @{p} st.shared.v4.u32 [%rd21], {{{a}, {b}, {c}, {d}}}; bar.sync 0;"
+        "setp.lt.u32 {p}, %t, 32; @{p} st.shared.v4.u32 [%rd21], {{{a}, {b}, {c}, {d}}};"
+        "bar.sync 0;"
     )
     declared = ".shared .align 16 .b8 buf[512];"
     for count, trans in itertools.product((1, 2, 4), (False, True)):

@@ -50,7 +50,7 @@ def rounded(value: Fraction, form: str, mode: str = "rn") -> float:
     result = whole(value / quantum, mode) * quantum
     top = (2 - Fraction(2) ** (1 - digits)) * Fraction(2) ** high
     if abs(result) > top:
-        up = mode in ("rn", "rna") or (mode == "rp") == (value > 0) and mode != "rz"
+        up = mode in ("rn", "rna") or ((mode == "rp") == (value > 0) and mode != "rz")
         return math.copysign(math.inf if up else float(top), float(value > 0) - 0.5)
     return float(result)
 

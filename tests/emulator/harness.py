@@ -17,9 +17,9 @@ _results: dict[int, list[np.ndarray]] = {}
 class Case:
     """An instruction over arrays, one element per thread.
 
-    `text` has `{0}` for the destination (or `{0}`, `{1}`, ... for several) and `{a}`, `{b}`, ... for
-    the inputs; `{p}` and `{q}` are predicates. `memory` holds arrays before and after; their
-    addresses are in `%m0`, `%m1`, ... `%t` is the thread's number.
+    `text` has `{0}`, `{1}`, ... for destinations and `{a}`, `{b}`, ... for inputs; `{p}` and
+    `{q}` are predicates. `memory` holds arrays before and after; their addresses are in `%m0`,
+    `%m1`, ... `%t` is the thread's number.
     """
 
     text: str

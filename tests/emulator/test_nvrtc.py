@@ -80,7 +80,7 @@ def test_ptxas_refuses_what_the_architecture_lacks() -> None:
     source = """
 extern "C" __global__ void k() { asm volatile("cp.async.wait_all;"); }"""
     assert "cp.async" in nvrtc.compile_ptx(source, name="k.cu", arch="sm_75").text
-    with pytest.raises(DeviceError, match="requires .target sm_80 or higher"):
+    with pytest.raises(DeviceError, match=r"requires \.target sm_80 or higher"):
         nvrtc.compile_cubin(source, name="k.cu", arch="sm_75")
 
 

@@ -50,7 +50,7 @@ def test_the_only_kernel_need_not_be_named(tmp_path: Path, file: Path) -> None:
     path = tmp_path / "one.cu"
     path.write_text('extern "C" __global__ void one(int* out) { out[threadIdx.x] = 1; }')
     assert emulate_file(path, None, 1, 4, ("int32[4]",)).args[0].tolist() == [1, 1, 1, 1]
-    with pytest.raises(InputError, match="kernel must be named: scale.cu has only templates"):
+    with pytest.raises(InputError, match=r"kernel must be named: scale\.cu has only templates"):
         emulate_file(file, None, 1, 4, ())
     with pytest.raises(InputError, match="path must be a CUDA file"):
         emulate_file(tmp_path / "none.cu", None, 1, 4, ())
