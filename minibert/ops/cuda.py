@@ -61,6 +61,7 @@ class CudaOps:
 
     num_streams: int
     preferred_batch_tokens: int
+    head_dim_multiple = 8
 
     def __init__(
         self,
