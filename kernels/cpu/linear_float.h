@@ -116,7 +116,13 @@ void float_compute(const Linear& linear, const LinearCall& call, int64_t row_beg
       const float* weights = Weight::widen((float*)scratch,
                                            packed + col * in_features + k * kPanelCols,
                                            block * kPanelCols);
+      const auto* next_panel = packed + (col + kPanelCols) * in_features + k * kPanelCols;
+      const int64_t panel_bytes = block * kPanelCols * (int64_t)sizeof *packed;
+      PanelPrefetch prefetch(next_panel, panel + 1 < panel_end ? panel_bytes : 0,
+                             ceil_div(row_end - row_begin, Vec::kTileRows));
       for_each_tile(row_begin, row_end, Vec::kTileRows, [&](int64_t row, int64_t rows) {
+        prefetch.step();
+        prefetch_tile(linear, call, row, rows, col);
         multiply_for(rows)(sums, kPanelCols, call.hidden + row * in_features + k, in_features,
                            weights, block);
         const Tile tile = {sums, kPanelCols, row, rows, col,

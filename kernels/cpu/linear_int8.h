@@ -152,7 +152,13 @@ void int8_compute(const Linear& linear, const LinearCall& call, int64_t row_begi
     const int64_t col = panel * kInt8PanelCols;
     const auto* weights = Dot::widen(scratch, layout.panel(linear.packed, panel),
                                      kInt8PanelCols * layout.depth);
+    const int64_t panel_bytes = kInt8PanelCols * layout.depth;
+    PanelPrefetch prefetch(layout.panel(linear.packed, panel + 1),
+                           panel + 1 < panel_end ? panel_bytes : 0,
+                           ceil_div(row_end - row_begin, Dot::kTileRows));
     for_each_tile(row_begin, row_end, Dot::kTileRows, [&](int64_t row, int64_t rows) {
+      prefetch.step();
+      prefetch_tile(linear, call, row, rows, col);
       int8_rows<Dot::kTileRows>(rows, acc, values + row * layout.depth, layout.depth, weights,
                                 layout.depth);
       dequantize_tile(sums, acc, rows, scales + row, layout.weight_scale(linear.packed) + col,

@@ -35,6 +35,7 @@ class Binder:
         self.program = chunk.program
         self.threads = chunk.threads.geometry.threads
         self.registers: dict[str, Array] = {}
+        self.slots: dict[tuple[int, int], Array] = {}
         self.views: dict[tuple[str, str], Array] = {}
 
     def register(self, name: str) -> Array:
@@ -44,7 +45,10 @@ class Binder:
             if kind is None or kind not in TYPES:
                 raise UnsupportedError(f"PTX register {name} of type {kind} is not known")
             dtype = np.dtype(np.bool_) if kind == "pred" else unsigned(TYPES[kind].size)
-            self.registers[name] = np.zeros(self.threads, dtype)
+            slot = self.program.slots[name]
+            if slot not in self.slots:
+                self.slots[slot] = np.zeros(self.threads, dtype)
+            self.registers[name] = self.slots[slot]
         return self.registers[name]
 
     def is_register(self, name: str) -> bool:

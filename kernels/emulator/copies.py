@@ -33,14 +33,14 @@ class _Copy:
     Attributes:
         instruction: that issued it.
         lanes: of the chunk.
-        number: the commit group that it will belong to.
+        number: the commit group that it will belong to; one number if it is the same for all.
         place: byte offset in the shared memory of the chunk.
         data: bytes that will arrive, (lanes, size).
     """
 
     instruction: Instruction
     lanes: Array
-    number: Array
+    number: Array | int
     place: Array
     data: Array
 
@@ -53,11 +53,13 @@ class Copies:
         self.chunk = chunk
         self.every = np.arange(chunk.threads.geometry.threads)
         self.committed = np.zeros(chunk.threads.geometry.threads, np.int64)
+        self.alike: int | None = 0  # what every thread has committed, if it is the same
         self.pending: list[_Copy] = []
 
     def start(self) -> None:
         """Forget everything: new blocks begin."""
         self.committed[...] = 0
+        self.alike = 0
         self.pending.clear()
 
     def issue(
@@ -87,7 +89,7 @@ class Copies:
             chunk.shadow.write(instruction, group, place, size, None, in_flight=True)
         lanes = self.every if group.lanes is None else group.lanes
         data = self._read(instruction, group, source, size, taken)
-        number = pick(self.committed, group.lanes).copy()
+        number = pick(self.committed, group.lanes).copy() if self.alike is None else self.alike
         self.pending.append(_Copy(instruction, lanes, number, place, data))
 
     def _read(
@@ -120,17 +122,25 @@ class Copies:
 
     def commit(self, group: Group) -> None:
         """Close the group of copies of each thread."""
-        if group.lanes is None:
+        if group.alu is None:
             self.committed += 1
+            self.alike = None if self.alike is None else self.alike + 1
         else:
             self.committed[group.lanes] += 1
+            self.alike = None
 
     def wait(self, group: Group, left: int, *, uncommitted: bool = False) -> None:
         """Perform the copies of all but the last `left` groups of each thread."""
-        done_below = self.committed - left + (1 if uncommitted else 0)
+        later = 1 if uncommitted else 0
         rest = []
         for copy in self.pending:
-            due = copy.number < done_below[copy.lanes]
+            if isinstance(copy.number, int) and self.alike is not None and group.alu is None:
+                if copy.number < self.alike - left + later:
+                    self._land(copy)
+                else:
+                    rest.append(copy)
+                continue
+            due = copy.number < (self.committed - left + later)[copy.lanes]
             if group.mask is not None:
                 due &= group.mask[copy.lanes]
             if due.all():
@@ -155,7 +165,7 @@ def _part(copy: _Copy, where: Array) -> _Copy:
     return _Copy(
         copy.instruction,
         copy.lanes[where],
-        copy.number[where],
+        copy.number if isinstance(copy.number, int) else copy.number[where],
         copy.place[where],
         copy.data[where],
     )

@@ -34,7 +34,9 @@ from minibert.kernels.emulator.op_memory import access_bytes
 from minibert.kernels.emulator.operands import Name
 from minibert.kernels.emulator.parse import Instruction, parse
 from minibert.kernels.emulator.program import Program, link
+from minibert.kernels.emulator.registers import share_registers
 from minibert.kernels.emulator.table import Operation, lookup
+from minibert.kernels.emulator.tensor_runs import fuse_runs
 from minibert.kernels.emulator.types import Array
 
 __all__ = ["Kernel", "Module"]
@@ -136,6 +138,7 @@ class Kernel:
         self._program, self._variables = program, variables
         self._table = [lookup(ins.parts, module.arch) for ins in program.instructions]
         self._granules = _granules(program, self._table)
+        program.slots = share_registers(program)
         self._bound: tuple[tuple[object, ...], Chunk] | None = None
 
     @property
@@ -245,6 +248,7 @@ class Kernel:
             if ins.guard is not None and ins.parts[0] != "bra":
                 step = _guarded(binder, ins, at, step)
             chunk.steps.append(step)
+        fuse_runs(binder, self._program, self._table, chunk.steps)
         self._bound = (key, chunk)
         return chunk
 

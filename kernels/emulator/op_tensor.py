@@ -23,6 +23,8 @@ from minibert.kernels.emulator.rounding import bf16_to_f32
 from minibert.kernels.emulator.table import operation
 from minibert.kernels.emulator.types import TYPES, Array
 
+__all__ = ["left_matrix", "operand_types", "right_matrix"]
+
 _BITS = {"f16": 16, "bf16": 16, "tf32": 32, "s8": 8, "u8": 8}
 _FLOAT_MODS = "sync aligned row col f16 bf16 tf32 f32"
 _INT_MODS = "sync aligned row col satfinite s8 u8 s32"
@@ -45,7 +47,7 @@ def _values(registers: list[Array], kind: str) -> list[Array]:
     return blocks
 
 
-def _left(registers: list[Array], kind: str, rows: int) -> Array:
+def left_matrix(registers: list[Array], kind: str, rows: int) -> Array:
     """A as (warps, rows, K): row blocks first, then along K."""
     blocks = _values(registers, kind)
     high = rows // 8
@@ -53,7 +55,7 @@ def _left(registers: list[Array], kind: str, rows: int) -> Array:
     return np.concatenate(strips, axis=1)
 
 
-def _right(registers: list[Array], kind: str) -> Array:
+def right_matrix(registers: list[Array], kind: str) -> Array:
     """B as (warps, K, 8)."""
     return np.concatenate(_values(registers, kind), axis=2).transpose(0, 2, 1)
 
@@ -100,7 +102,7 @@ def _shape(name: str) -> tuple[int, int, int]:
     return int(m), int(n), int(k)
 
 
-def _types(ins: Instruction) -> tuple[str, str, str, str]:
+def operand_types(ins: Instruction) -> tuple[str, str, str, str]:
     """Types of D, A, B, C."""
     types = [part for part in ins.parts if part in TYPES or part == "tf32"]
     if len(types) != 4:
@@ -118,10 +120,10 @@ def mma_float(b: Binder, ins: Instruction, shape: str, kind: str) -> Step:
     """D = A B + C of floats."""
     _expect(b, ins, shape, kind)
     left, right = _registers(b, ins.operands[1]), _registers(b, ins.operands[2])
-    accumulator = _Accumulator(b, ins, _types(ins)[0], 3)
+    accumulator = _Accumulator(b, ins, operand_types(ins)[0], 3)
 
     def work(group: Group) -> None:
-        product = np.matmul(_left(left, kind, 16), _right(right, kind))
+        product = np.matmul(left_matrix(left, kind, 16), right_matrix(right, kind))
         accumulator.write(accumulator.add_to(product), group.alu)
 
     return together(b, ins, None, work)
@@ -129,7 +131,7 @@ def mma_float(b: Binder, ins: Instruction, shape: str, kind: str) -> Step:
 
 def _expect(b: Binder, ins: Instruction, shape: str, kind: str) -> None:
     """The types must be those of the entry, and the registers as many as the shape needs."""
-    d, a, right, c = _types(ins)
+    d, a, right, c = operand_types(ins)
     accumulators = {"f16": ("f16", "f32"), "bf16": ("f32",), "tf32": ("f32",)}.get(kind, ("s32",))
     m, n, k = _shape(shape)
     if ((a, right) != (kind, kind) and _BITS[kind] != 8) or d != c or d not in accumulators:
@@ -161,7 +163,7 @@ def mma_int(b: Binder, ins: Instruction, shape: str, kind: str) -> Step:
 
     def work(group: Group) -> None:
         # 32 products of at most 2^16 stay below 2^24: float32 holds their sums.
-        product = np.matmul(_left(left, kind, rows), _right(right, kind))
+        product = np.matmul(left_matrix(left, kind, rows), right_matrix(right, kind))
         total = accumulator.add_to(product.astype(np.int64))
         if saturate:
             total = np.clip(total, -(1 << 31), (1 << 31) - 1)
@@ -181,7 +183,7 @@ def mma_sparse(b: Binder, ins: Instruction, _: str, shape: str, kind: str) -> St
     values of rows g (lower half) and g + 8 (upper half) belong: two bits for each.
     """
     left, right = _registers(b, ins.operands[1]), _registers(b, ins.operands[2])
-    accumulator = _Accumulator(b, ins, _types(ins)[0], 3)
+    accumulator = _Accumulator(b, ins, operand_types(ins)[0], 3)
     metadata = b.source(ins.operands[4], "u32")
     selector = ins.operands[5]
     if not isinstance(selector, Immediate) or selector.value not in (0, 1):
@@ -189,10 +191,10 @@ def mma_sparse(b: Binder, ins: Instruction, _: str, shape: str, kind: str) -> St
     first = 2 * selector.value
 
     def work(group: Group) -> None:
-        kept = _left(left, kind, 16)
+        kept = left_matrix(left, kind, 16)
         dense = np.zeros((len(kept), 16, 32))
         np.put_along_axis(dense, _positions(metadata, first), kept, axis=2)
-        product = np.matmul(dense, _right(right, kind))
+        product = np.matmul(dense, right_matrix(right, kind))
         accumulator.write(accumulator.add_to(product), group.alu)
 
     return together(b, ins, None, work)

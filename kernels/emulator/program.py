@@ -34,6 +34,8 @@ class Program:
         static_bytes: shared memory that the kernel really declares.
         dynamic: names of the `extern __shared__` arrays, which start at `shared_bytes`.
         max_threads: of `__launch_bounds__`, or 0.
+        reqntid: block that the kernel demands, or empty.
+        slots: register -> slot; see `registers.py`.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Program:
     dynamic: list[str] = field(default_factory=list)
     max_threads: int = 0
     reqntid: tuple[int, ...] = ()
+    slots: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def link(module: PtxModule, name: str) -> Program:

@@ -52,7 +52,11 @@ class SharedShadow:
         size = chunk.shared.data.size // granule
         self.writes = np.zeros(size, np.uint64)
         self.reads = np.zeros(size, np.uint64)
-        self.log: list[tuple[Array, Array]] = []
+        several = [n for n in (2, 4, 8, 16) if n * granule <= 16]
+        self.write_rows = {n: self.writes.reshape(-1, n) for n in several}
+        self.read_rows = {n: self.reads.reshape(-1, n) for n in several}
+        self.write_rows[1], self.read_rows[1] = self.writes, self.reads
+        self.log: list[tuple[int, Array, Array]] = []
         self.warp_passes = 0
         threads = chunk.threads
         self.identity = (threads.warp.astype(np.uint64) << _u64(_WARP)) | (
@@ -146,24 +150,21 @@ class SharedShadow:
             self.warp_epoch[group.lanes] += _u64(1)
         self._restamp()
 
-    def granules(self, place: Array, size: int) -> Array:
-        """Granules of accesses at byte offsets: (lanes,) or (lanes, granules each)."""
-        first = place >> self.shift
-        count = size >> self.shift
-        return first if count <= 1 else first[:, None] + np.arange(count)
+    def _rows(self, place: Array, size: int) -> tuple[int, Array]:
+        """Granules of one access, and the row of each access among rows of so many granules."""
+        count = max(size >> self.shift, 1)
+        return count, place >> (self.shift + count.bit_length() - 1)
 
     def read(self, instruction: Instruction, group: Group, place: Array, size: int) -> None:
         """Check a read, and log it."""
-        granules = self.granules(place, size)
-        floor, stamp = pick(self.floor, group.lanes), pick(self.stamp, group.lanes)
-        stamp = stamp | _u64(self.chunk.index_of(instruction))
-        if granules.ndim > 1:
-            floor, stamp = floor[:, None], stamp[:, None]
-        found = self.writes.take(granules, mode="clip")
-        suspect = (found - _u64(1)) >= floor  # a zero wraps around
+        count, rows = self._rows(place, size)
+        floor = pick(self.floor, group.lanes)
+        found = self.write_rows[count].take(rows, axis=0, mode="clip")
+        suspect = (found - _u64(1)) >= (floor if count == 1 else floor[:, None])  # 0 wraps around
         if suspect.any():
             self._judge(instruction, group, found, suspect, "read")
-        self.log.append((granules, np.broadcast_to(stamp, granules.shape)))
+        stamp = pick(self.stamp, group.lanes) | _u64(self.chunk.index_of(instruction))
+        self.log.append((count, rows, stamp))
         if len(self.log) > _LONG:
             self._enter_reads()
 
@@ -191,22 +192,22 @@ class SharedShadow:
         """
         if self.log:
             self._enter_reads()
-        granules = self.granules(place, size)
+        count, rows = self._rows(place, size)
         floor, stamp = pick(self.floor, group.lanes), pick(self.stamp, group.lanes)
-        if granules.ndim > 1:
+        if count > 1:
             floor, stamp = floor[:, None], stamp[:, None]
-        found = self.writes.take(granules, mode="clip")
+        found = self.write_rows[count].take(rows, axis=0, mode="clip")
         suspect = found > floor
         if suspect.any():
             if same is not None:
                 quiet = same.reshape(len(same), -1).all(axis=1)
-                quiet = quiet[:, None] if granules.ndim > 1 else quiet
+                quiet = quiet[:, None] if count > 1 else quiet
                 suspect &= ~quiet | (found >= _u64(_IN_FLIGHT << _EPOCH))
             if atomic:
                 suspect &= ((found >> _u64(_ATOMIC)) & _u64(1)) == 0
             if suspect.any():
                 self._judge(instruction, group, found, suspect, "write")
-        earlier = self.reads.take(granules, mode="clip")
+        earlier = self.read_rows[count].take(rows, axis=0, mode="clip")
         suspect = earlier > floor
         if suspect.any():
             self._judge(instruction, group, earlier, suspect, "write after read")
@@ -216,16 +217,18 @@ class SharedShadow:
         if in_flight:
             epoch_bits = _u64((1 << _EPOCH) - 1)
             stamp = (stamp & epoch_bits) | _u64(_IN_FLIGHT << _EPOCH)
-        self.writes[granules] = stamp
+        self.write_rows[count][rows] = stamp
         if in_flight:
-            kept = self.writes.take(granules, mode="clip") == stamp
+            first = self.writes.take(place >> self.shift, mode="clip")
+            kept = first == (stamp if count == 1 else stamp[:, 0])
             self.check_collision(instruction, group, place, kept)
 
     def check_initialised(
         self, instruction: Instruction, group: Group, place: Array, size: int
     ) -> None:
         """An atomic reads what it changes: it must have been written."""
-        never = self.writes.take(self.granules(place, size), mode="clip") == 0
+        count, rows = self._rows(place, size)
+        never = self.write_rows[count].take(rows, axis=0, mode="clip") == 0
         if never.any():
             position = int(np.nonzero(never)[0][0])
             lane = position if group.lanes is None else int(group.lanes[position])
@@ -234,9 +237,9 @@ class SharedShadow:
 
     def land(self, instruction: Instruction, lanes: Array, place: Array, size: int) -> None:
         """Copies arrived: stamp their destination by the thread that waited for them."""
-        granules = self.granules(place, size)
+        count, rows = self._rows(place, size)
         stamp = self.stamp[lanes] | _u64(self.chunk.index_of(instruction))
-        self.writes[granules] = stamp[:, None] if granules.ndim > 1 else stamp
+        self.write_rows[count][rows] = stamp if count == 1 else stamp[:, None]
 
     def check_collision(
         self, instruction: Instruction, group: Group, place: Array, kept: Array
@@ -255,7 +258,11 @@ class SharedShadow:
     def _enter_reads(self) -> None:
         """Enter the logged reads into `reads`, oldest first."""
         entries, self.log = self.log, []
-        for granules, stamp in entries:
+        for count, rows, stamps in entries:
+            granules, stamp = rows, stamps
+            if count > 1:
+                granules = rows[:, None] * count + np.arange(count)
+                stamp = np.broadcast_to(stamps[:, None], granules.shape)
             before = self.reads.take(granules, mode="clip")
             merged = _merge(before, stamp)
             self.reads[granules] = merged
