@@ -80,7 +80,7 @@ def _stages(
     models = [TINY] if emulated else [MINILM, BASE, LARGE]
     small = TINY if emulated else MINILM
     found: dict[str, Any] = {"ceilings": None}
-    files = [str(ROOT / "tests" / "kernels" / "cuda" / name) for name in KERNEL_TESTS]
+    files = [f"tests/kernels/cuda/{name}" for name in KERNEL_TESTS]
     if emulated:
         # The test suite runs the rest of them in the emulator anyway.
         files = [files[-1] + "::test_a_row_of_zeros_is_normalised_to_zeros"]

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from minibert.kernels.cuda.device import Device
 from minibert.ops.cuda import CudaOps
 from minibert.ops.reference import ReferenceOps
 
+ROOT = Path(__file__).parents[2]
+
 
 def conformance(report: Report, device: Device) -> None:
     """The inline PTX means what the ISA says: a wrong layout shows here, in seconds."""
@@ -32,10 +35,16 @@ def conformance(report: Report, device: Device) -> None:
 def kernel_tests(report: Report, device_name: str, files: Sequence[str], timeout_s: float) -> None:
     """The kernel tests of the test suite, on this device."""
     environment = {**os.environ, "MINIBERT_TEST_DEVICE": device_name}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
+    command = [sys.executable, "-m", "pytest", "-q", "-Wdefault", "-p", "no:cacheprovider", *files]
     try:
         ran = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
+            command,
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         report.check("kernel tests", "pytest", False, f"not done after {timeout_s:.0f} s")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -74,10 +75,16 @@ class TorchClock:
 
 @dataclass(slots=True)
 class Contender:
-    """Work and the clock that fits it."""
+    """Work, the clock that fits it, and the stream that both stand in."""
 
     work: Callable[[], Any]
     clock: Clock
+    context: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    def measure(self, repeats: int) -> float:
+        """Microseconds of one of `repeats` calls."""
+        with self.context():
+            return self.clock.measure(self.work, repeats)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +113,13 @@ def race(
     """
     repeats = {}
     for name, contender in contenders.items():
-        for _ in range(rounds.warm_ups):
-            contender.work()
-        once = contender.clock.measure(contender.work, 1)
+        contender.measure(rounds.warm_ups)
+        once = contender.measure(1)
         repeats[name] = max(1, min(200, int(rounds.target_us / max(once, 1.0))))
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds.rounds):
         for name, contender in contenders.items():
-            samples[name].append(contender.clock.measure(contender.work, repeats[name]))
+            samples[name].append(contender.measure(repeats[name]))
     medians = {}
     for name, values in samples.items():
         medians[name] = statistics.median(values)

@@ -9,6 +9,7 @@ beside their floors alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,12 @@ class Bench:
         on_gpu = self.torch_device == "cuda"
         return Contender(work, TorchClock(self.torch) if on_gpu else WallClock())
 
+    def torch_name(self, library: str) -> str:
+        """A rival's name; on the CPU it is not the library that runs on a GPU."""
+        if self.torch_device == "cuda":
+            return f"{library} (PyTorch {self.torch.__version__})"
+        return f"PyTorch {self.torch.__version__} on the CPU"
+
     def tensor(self, *shape: int) -> Any:
         """Random float16 numbers in PyTorch."""
         values = self.torch.randn(*shape, device=self.torch_device)
@@ -71,7 +78,7 @@ def ceilings(bench: Bench, size: int, nbytes: int) -> Ceilings | None:
         bench.report,
         "ceilings",
         f"float16 product {size}^3",
-        {f"cuBLAS (PyTorch {torch.__version__})": bench.rival(lambda: a @ b)},
+        {bench.torch_name("cuBLAS"): bench.rival(lambda: a @ b)},
         bench.rounds,
     )
     source = torch.empty(nbytes, dtype=torch.uint8, device=bench.torch_device)
@@ -80,7 +87,7 @@ def ceilings(bench: Bench, size: int, nbytes: int) -> Ceilings | None:
         bench.report,
         "ceilings",
         f"copy of {nbytes >> 20} MiB",
-        {f"PyTorch {torch.__version__}": bench.rival(lambda: target.copy_(source))},
+        {bench.torch_name("copy"): bench.rival(lambda: target.copy_(source))},
         bench.rounds,
         note="read and written once",
     )
@@ -102,7 +109,7 @@ def linear_layers(bench: Bench, shape: Shape, tokens: Sequence[int], best: Ceili
         for name, (out_features, in_features, activation) in layers.items():
             weight = rng.standard_normal((out_features, in_features), np.float32) * 0.04
             bias = rng.standard_normal(out_features, np.float32)
-            contenders = {}
+            contenders: dict[str, Contender] = {}
             for label, dtype, invariant in (
                 ("minibert float16", "float16", True),
                 ("minibert float16, K split", "float16", False),
@@ -114,7 +121,7 @@ def linear_layers(bench: Bench, shape: Shape, tokens: Sequence[int], best: Ceili
                     bench, dtype, invariant, weight, bias, num_tokens, activation
                 )
             if torch is not None:
-                contenders[f"cuBLASLt (PyTorch {torch.__version__})"] = _their_linear(
+                contenders[bench.torch_name("cuBLASLt")] = _their_linear(
                     bench, num_tokens, out_features, in_features, activation
                 )
             flops = 2.0 * num_tokens * out_features * in_features
@@ -141,12 +148,14 @@ def _our_linear(
 ) -> Contender:
     ops = bench.ops(dtype, batch_invariant=invariant)
     prepared = ops.prepare_linear(weight, bias, name="layer.0.linear")
-    stream = _Kept(ops)
-    uploaded = stream.ops.upload(random_batch([num_tokens], 100))
     table = ops.prepare_embedding(np.random.default_rng(1).standard_normal((100, weight.shape[1])))
-    hidden = stream.ops.embed(uploaded, (table, None, None), None)
-    run = stream.repeatable(lambda: stream.ops.linear(hidden, prepared, activation=activation))
-    return Contender(run, bench.clock)
+    stream = _Kept(ops)
+    with stream.context():
+        uploaded = stream.ops.upload(random_batch([num_tokens], 100))
+        hidden = stream.ops.embed(uploaded, (table, None, None), None)
+    return stream.contender(
+        lambda: stream.ops.linear(hidden, prepared, activation=activation), bench.clock
+    )
 
 
 def _their_linear(
@@ -169,21 +178,13 @@ def attentions(
     torch = bench.torch
     for num_seqs, seqlen, num_heads, head_dim in cases:
         width = num_heads * head_dim
-        ops = bench.ops("float16")
-        stream = _Kept(ops)
-        uploaded = stream.ops.upload(random_batch([seqlen] * num_seqs, 100))
-        values = np.random.default_rng(1).standard_normal((100, 3 * width), np.float32)
-        qkv = stream.ops.embed(uploaded, (ops.prepare_embedding(values), None, None), None)
-        run = stream.repeatable(
-            lambda ops=stream.ops, qkv=qkv, uploaded=uploaded, heads=num_heads, dim=head_dim: (
-                ops.attention(qkv, uploaded, num_heads=heads, head_dim=dim, softmax_scale=dim**-0.5)
-            )
-        )
-        contenders = {"minibert float16": Contender(run, bench.clock)}
+        contenders = {
+            "minibert float16": _our_attention(bench, num_seqs, seqlen, num_heads, head_dim)
+        }
         if torch is not None:
             q, k, v = (bench.tensor(num_seqs, num_heads, seqlen, head_dim) for _ in range(3))
             fused = torch.nn.functional.scaled_dot_product_attention
-            contenders[f"fused attention (PyTorch {torch.__version__})"] = bench.rival(
+            contenders[bench.torch_name("fused attention")] = bench.rival(
                 lambda fused=fused, q=q, k=k, v=v: fused(q, k, v)
             )
         tokens = num_seqs * seqlen
@@ -197,6 +198,24 @@ def attentions(
             if best
             else None,
         )
+
+
+def _our_attention(
+    bench: Bench, num_seqs: int, seqlen: int, num_heads: int, head_dim: int
+) -> Contender:
+    ops = bench.ops("float16")
+    values = np.random.default_rng(1).standard_normal((100, 3 * num_heads * head_dim), np.float32)
+    table = ops.prepare_embedding(values)
+    stream = _Kept(ops)
+    with stream.context():
+        uploaded = stream.ops.upload(random_batch([seqlen] * num_seqs, 100))
+        qkv = stream.ops.embed(uploaded, (table, None, None), None)
+    return stream.contender(
+        lambda: stream.ops.attention(
+            qkv, uploaded, num_heads=num_heads, head_dim=head_dim, softmax_scale=head_dim**-0.5
+        ),
+        bench.clock,
+    )
 
 
 def launches(bench: Bench, shape: Shape) -> None:
@@ -223,18 +242,20 @@ def launches(bench: Bench, shape: Shape) -> None:
         "host cost",
         f"{shape.name}, 8 tokens, upload to download",
         {
-            "minibert, plain launches": Contender(plain, WallClock()),
-            "minibert, graph": Contender(graph, WallClock()),
+            "minibert, plain launches": stream.contender(plain, WallClock()),
+            "minibert, graph": stream.contender(graph, WallClock()),
         },
         bench.rounds,
         note=f"{7 * shape.num_layers + 3} kernels",
     )
-    rows = stream.ops.embed(stream.ops.upload(batch), parameters.tables, parameters.embedding_norm)
+    with stream.context():
+        uploaded = stream.ops.upload(batch)
+        rows = stream.ops.embed(uploaded, parameters.tables, parameters.embedding_norm)
     race(
         bench.report,
         "host cost",
         "one small kernel",
-        {"minibert, launch": Contender(lambda: stream.ops.normalize(rows), WallClock())},
+        {"minibert, launch": stream.contender(lambda: stream.ops.normalize(rows), WallClock())},
         bench.rounds,
         note="time of the host until the call returns, queue never empty",
     )
@@ -269,7 +290,7 @@ def whole_models(
             ) -> None:
                 ops.forward(batch, pooled, key=("mean", dtype))
 
-            contenders[f"minibert {dtype}, graph"] = Contender(work, WallClock())
+            contenders[f"minibert {dtype}, graph"] = stream.contender(work, WallClock())
         if theirs is not None:
             contenders[theirs[0]] = theirs[1](seqlens)
         element_bytes = 2
@@ -286,7 +307,7 @@ def whole_models(
 
 
 def _their_model(bench: Bench, shape: Shape) -> tuple[str, Callable[[list[int]], Contender]] | None:
-    """BERT of transformers in float16 with PyTorch's fused attention, padded to the longest text."""
+    """BERT of transformers in float16 with fused attention, padded to the longest text."""
     try:
         import transformers
     except ImportError:
@@ -320,20 +341,23 @@ def _their_model(bench: Bench, shape: Shape) -> tuple[str, Callable[[list[int]],
 
         return Contender(work, WallClock())
 
-    return f"transformers {transformers.__version__} float16 sdpa", contender
+    name = f"transformers {transformers.__version__} float16 sdpa"
+    return name if bench.torch_device == "cuda" else f"{name} on the CPU", contender
 
 
 class _Kept:
-    """A stream of an Ops that stays open as long as its contender is measured."""
+    """A stream that stays as long as its contenders are measured."""
 
     def __init__(self, ops: CudaOps) -> None:
-        self._context = ops.stream(alone=True)
-        self.ops = self._context.__enter__()
+        self._state = ops.new_stream()
+        self.ops = ops.bound_to(self._state)
 
-    def __del__(self) -> None:
-        self._context.__exit__(None, None, None)
+    def context(self) -> AbstractContextManager[None]:
+        """Stand in the stream."""
+        return self.ops.device.use(self._state.handle)
 
-    def repeatable(self, work: Callable[[], Any]) -> Callable[[], Any]:
-        """Work whose kernels were loaded, so that only launches are measured."""
-        work()
-        return work
+    def contender(self, work: Callable[[], Any], clock: Clock) -> Contender:
+        """Work on this stream; run once, so that its kernels are loaded."""
+        with self.context():
+            work()
+        return Contender(work, clock, self.context)
