@@ -1,6 +1,6 @@
 """Find a race in a CUDA kernel without a GPU, then look at the repaired kernel's counters.
 
-    python examples/find_a_race.py
+python examples/find_a_race.py
 """
 
 from __future__ import annotations

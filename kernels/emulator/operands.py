@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import struct
 from collections.abc import Callable
@@ -93,9 +94,16 @@ def _integer(text: str) -> int:
     return sign * int(digits, 0)
 
 
-def parse_operands(text: str, resolve: Callable[[str], str]) -> tuple[Operand, ...]:
-    """Parse a comma-separated list; `resolve` renames scoped registers."""
+def parse_operands(text: str, resolve: Callable[[str], str] | None) -> tuple[Operand, ...]:
+    """Parse a comma-separated list; `resolve` renames scoped registers, if there are any."""
+    if resolve is None:
+        return tuple(_unscoped(piece) for piece in _split(text))
     return tuple(_operand(piece, resolve) for piece in _split(text))
+
+
+@functools.lru_cache(maxsize=1 << 15)
+def _unscoped(text: str) -> Operand:
+    return _operand(text, lambda name: name)
 
 
 def _operand(text: str, resolve: Callable[[str], str]) -> Operand:

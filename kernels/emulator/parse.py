@@ -242,6 +242,11 @@ class _Scopes:
     def pop(self) -> None:
         self.stack.pop()
 
+    @property
+    def renames(self) -> bool:
+        """Whether any name here stands for another one."""
+        return any(self.stack[1:])
+
     def declare(self, name: str) -> str:
         unique = name if len(self.stack) == 1 else f"{name}@{self.count}"
         self.stack[-1][name] = unique
@@ -321,6 +326,6 @@ def _statement(text: str, function: Function, scopes: _Scopes, location: Locatio
         mark, _, body = text.partition(" ")
         guard = (scopes.resolve(mark.lstrip("@!")), "!" in mark)
     opcode, _, rest = body.strip().partition(" ")
-    operands = parse_operands(rest, scopes.resolve)
+    operands = parse_operands(rest, scopes.resolve if scopes.renames else None)
     parts = tuple(part for part in opcode.split(".") if part)
     function.instructions.append(Instruction(parts, guard, operands, location, text))

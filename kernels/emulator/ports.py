@@ -109,7 +109,7 @@ class GlobalPort(_Port):
             self.chunk.writers.check(instruction, group, allocation, index, size, data)
         allocation.view(size)[index] = data
         if allocation.owner.written is not None:
-            allocation.written_view(size)[index] = np.uint64(0xFFFFFFFFFFFFFFFF) if size > 8 else _ones(size)
+            allocation.written_view(size)[index] = _ones(min(size, 8))
 
     def reach(
         self, instruction: Instruction, group: Group, address: Array, size: int

@@ -114,7 +114,9 @@ class _Linker:
         for index, instruction in enumerate(function.instructions):
             for label in starts.get(index, ()):
                 program.labels[label] = len(program.instructions)
-            renamed = self.rename(instruction, names)
+            renamed = self.rename(instruction, names) if prefix else instruction
+            if not prefix:
+                self.use_all(instruction.operands)
             if renamed.parts[0] == "call":
                 self.call(renamed, stack)
             elif renamed.parts[0] == "ret" and end is not None:
@@ -148,6 +150,14 @@ class _Linker:
             guard = (names.get(guard[0], guard[0]), guard[1])
         operands = tuple(new(operand) for operand in instruction.operands)
         return replace(instruction, guard=guard, operands=operands)
+
+    def use_all(self, operands: tuple[Operand, ...]) -> None:
+        """Place the shared variables that operands name."""
+        for operand in operands:
+            if isinstance(operand, Name):
+                self.use(operand.name)
+            elif isinstance(operand, Address) and operand.base is not None:
+                self.use(operand.base)
 
     def use(self, name: str) -> None:
         """Place a shared variable of the module when the kernel names it."""

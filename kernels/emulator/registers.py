@@ -7,6 +7,7 @@ interval of instructions, and a linear scan gives intervals that do not overlap 
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -160,16 +161,12 @@ def _scan(
     """Linear scan; the slot freed last is reused first, while it is still in the cache."""
     free: dict[int, list[int]] = {}
     used: dict[int, int] = {}
-    active: list[tuple[int, int, int]] = []  # end, size, slot
+    active: list[tuple[int, int, int]] = []  # a heap of (end, size, slot)
     slots: dict[str, tuple[int, int]] = {}
     for bit, (start, end) in sorted(intervals.items(), key=lambda item: item[1][0]):
-        keep = []
-        for item in active:
-            if item[0] < start:
-                free.setdefault(item[1], []).append(item[2])
-            else:
-                keep.append(item)
-        active = keep
+        while active and active[0][0] < start:
+            _, old_size, old_slot = heapq.heappop(active)
+            free.setdefault(old_size, []).append(old_slot)
         kind = program.registers[names[bit]]
         size = 0 if kind == "pred" else TYPES[kind].size if kind in TYPES else -1
         if size < 0:
@@ -179,6 +176,6 @@ def _scan(
             spare.append(used.get(size, 0))
             used[size] = used.get(size, 0) + 1
         slot = spare.pop()
-        active.append((end, size, slot))
+        heapq.heappush(active, (end, size, slot))
         slots[names[bit]] = (size, slot)
     return slots

@@ -36,9 +36,7 @@ class _Run:
     rights: list[Operand]
 
 
-def fuse_runs(
-    binder: Binder, program: Program, table: list[Operation], steps: list[Step]
-) -> None:
+def fuse_runs(binder: Binder, program: Program, table: list[Operation], steps: list[Step]) -> None:
     """Replace the steps of each run: the first does all, the others nothing."""
     labelled = set(program.labels.values())
     at = 0
@@ -55,9 +53,7 @@ def _nothing(group: Group) -> None:
     """The first step of the run did it."""
 
 
-def _run_from(
-    program: Program, table: list[Operation], labelled: set[int], start: int
-) -> _Run:
+def _run_from(program: Program, table: list[Operation], labelled: set[int], start: int) -> _Run:
     run = _Run(start, [], [], [])
     written: set[tuple[int, int]] = set()
     for at in range(start, len(table)):

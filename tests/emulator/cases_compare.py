@@ -130,7 +130,9 @@ def sets() -> Iterator[Case]:
     yield Case("set.lt.f32.f32 {0}, {a}, {b};", (x, y), (true.astype(np.float32),))
     yield Case("set.le.s32.s32 {0}, {a}, {b};", (a, b), (ones,))
     yield Case(
-        "set.lt.s32.f32 {0}, {a}, {b};", (x, y), (np.where(true, np.uint32(0xFFFFFFFF), np.uint32(0)),)
+        "set.lt.s32.f32 {0}, {a}, {b};",
+        (x, y),
+        (np.where(true, np.uint32(0xFFFFFFFF), np.uint32(0)),),
     )
 
 
@@ -148,7 +150,9 @@ def selections() -> Iterator[Case]:
         )
         sign = int_edge("s32", seed=20)
         yield Case(
-            f"slct.{form}.s32 {{0}}, {{a}}, {{b}}, {{c}};", (x, y, sign), (np.where(sign >= 0, x, y),)
+            f"slct.{form}.s32 {{0}}, {{a}}, {{b}}, {{c}};",
+            (x, y, sign),
+            (np.where(sign >= 0, x, y),),
         )
     sign32 = float_edge("float32", 96, seed=21)
     for kind in ("b16", "b32", "b64", "u32", "s32", "u64", "s64"):

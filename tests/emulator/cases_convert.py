@@ -72,7 +72,9 @@ def between_integers() -> Iterator[Case]:
         info = np.iinfo(DTYPES[target])
         width = info.max - info.min + 1
         wrapped = [(int(v) - info.min) % width + info.min for v in values]
-        stored_values = values if values.dtype.itemsize > 1 else values.astype(register_type(source))
+        stored_values = (
+            values if values.dtype.itemsize > 1 else values.astype(register_type(source))
+        )
         for sat, want in (("", wrapped), (".sat", [clamp(int(v), target) for v in values])):
             yield Case(
                 f"cvt{sat}.{target}.{source} {{0}}, {{a}};",
@@ -136,9 +138,7 @@ def between_floats() -> Iterator[Case]:
                 math.copysign(float(whole(Fraction(v), mode)), v) if math.isfinite(v) else v
                 for v in meaning
             ]
-            yield Case(
-                f"cvt.{name}.{form}.{form} {{0}}, {{a}};", (values,), (stored(want, form),)
-            )
+            yield Case(f"cvt.{name}.{form}.{form} {{0}}, {{a}};", (values,), (stored(want, form),))
     values, meaning = float_source("f32", 6)
     tf32 = stored([to_float(v, "tf32", "rna") for v in meaning], "f32")
     yield Case("cvt.rna.tf32.f32 {0}, {a};", (values,), (tf32,))
@@ -148,7 +148,12 @@ def between_floats() -> Iterator[Case]:
     yield Case(
         "cvt.rn.relu.f16.f32 {0}, {a};",
         (values,),
-        (stored([0.0 if v < 0 else to_float(abs(v) if v == 0 else v, "f16", "rn") for v in meaning], "f16"),),
+        (
+            stored(
+                [0.0 if v < 0 else to_float(abs(v) if v == 0 else v, "f16", "rn") for v in meaning],
+                "f16",
+            ),
+        ),
     )
 
 
@@ -182,5 +187,7 @@ def pairs() -> Iterator[Case]:
             for x, y in zip(a, b, strict=True)
         ]
         yield Case(
-            f"cvt.pack.sat.{kind}.s32 {{0}}, {{a}}, {{b}};", (a, b), (np.array(want_bits, np.uint32),)
+            f"cvt.pack.sat.{kind}.s32 {{0}}, {{a}}, {{b}};",
+            (a, b),
+            (np.array(want_bits, np.uint32),),
         )

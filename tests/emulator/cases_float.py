@@ -128,7 +128,9 @@ def quotients() -> Iterator[Case]:
     d = np.where(np.abs(d) < 1e-290, 0.3, d)
     yield Case("div.rn.f64 {0}, {a}, {b};", (c, d), (exact(lambda x, y: x / y, "f64", "rn", c, d),))
     yield Case("rcp.rn.f64 {0}, {a};", (d,), (exact(lambda x: 1 / x, "f64", "rn", d),))
-    yield Case("sqrt.rn.f64 {0}, {a};", (np.abs(c),), (np.array([math.sqrt(x) for x in np.abs(c)]),))
+    yield Case(
+        "sqrt.rn.f64 {0}, {a};", (np.abs(c),), (np.array([math.sqrt(x) for x in np.abs(c)]),)
+    )
     yield Case("rcp.approx.ftz.f64 {0}, {a};", (d,), (1 / d,), relative=2e-6)
     yield Case("rsqrt.approx.f64 {0}, {a};", (np.abs(d),), (1 / np.sqrt(np.abs(d)),), relative=2e-6)
     yield Case("div.full.f32 {0}, {a}, {b};", (a, b), (a / b,), relative=5e-7)
@@ -202,7 +204,9 @@ def modified() -> Iterator[Case]:
         yield Case("abs.ftz.f32 {0}, {a};", (a,), (np.abs(flushed(a)),))
         for name, pick in (("min", min), ("max", max)):
             want = [two(pick, x, y, nan=True) for x, y in zip(a, b)]
-            yield Case(f"{name}.NaN.f32 {{0}}, {{a}}, {{b}};", (a, b), (np.array(want, np.float32),))
+            yield Case(
+                f"{name}.NaN.f32 {{0}}, {{a}}, {{b}};", (a, b), (np.array(want, np.float32),)
+            )
     # mad of float32 is a fused multiply-add
     x, y, z = (finite("float32", s) for s in (23, 24, 25))
     want = exact(lambda p, q, r: p * q + r, "f32", "rn", x, y, z)

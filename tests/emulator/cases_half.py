@@ -36,7 +36,9 @@ def exact(function: Callable[..., Fraction], form: str, *sources: np.ndarray) ->
     return to_bits(out, form)
 
 
-def zero_sign(function: Callable[..., float], form: str, bits: np.ndarray, *sources: np.ndarray) -> np.ndarray:
+def zero_sign(
+    function: Callable[..., float], form: str, bits: np.ndarray, *sources: np.ndarray
+) -> np.ndarray:
     """Give zeros the sign that IEEE gives them."""
     values = [halves(s, form) for s in sources]
     ieee = np.array([function(*(float(v) for v in row)) for row in zip(*values)])
@@ -47,7 +49,9 @@ def paired(bits: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(bits).view(np.uint32)
 
 
-def both(op: str, form: str, places: str, sources: tuple[np.ndarray, ...], want: np.ndarray) -> Iterator[Case]:
+def both(
+    op: str, form: str, places: str, sources: tuple[np.ndarray, ...], want: np.ndarray
+) -> Iterator[Case]:
     """The operation on single halves and on pairs."""
     yield Case(f"{op}.{form} {{0}}, {places};", sources, (want,))
     yield Case(f"{op}.{form}x2 {{0}}, {places};", tuple(map(paired, sources)), (paired(want),))
@@ -85,9 +89,7 @@ def extremes(form: str) -> Iterator[Case]:
     x, y = halves(a, form), halves(b, form)
     for name, pick in (("min", min), ("max", max)):
         rows = list(zip(x, y))
-        number = [
-            q if math.isnan(p) else p if math.isnan(q) else pick(p, q) for p, q in rows
-        ]
+        number = [q if math.isnan(p) else p if math.isnan(q) else pick(p, q) for p, q in rows]
         strict = [math.nan if math.isnan(p) or math.isnan(q) else pick(p, q) for p, q in rows]
         yield from both(name, form, "{a}, {b}", (a, b), to_bits(number, form))
         yield from both(f"{name}.NaN", form, "{a}, {b}", (a, b), to_bits(strict, form))

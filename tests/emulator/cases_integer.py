@@ -153,7 +153,9 @@ def logic_and_shifts() -> Iterator[Case]:
         for letter in "ubs":
             signed = f"{letter}{bits}"
             values = edge(signed, seed=13)
-            yield case(f"shr.{signed} {{0}}, {{a}}, {{b}};", signed, lambda x, n: x >> n, values, amounts)
+            yield case(
+                f"shr.{signed} {{0}}, {{a}}, {{b}};", signed, lambda x, n: x >> n, values, amounts
+            )
             yield case(f"shr.{signed} {{0}}, {{a}}, 5;", signed, lambda x: x >> 5, values)
     a, b, n = edge("u32", seed=14), edge("u32", seed=15), rng.integers(0, 70, 96).astype(np.uint32)
     for way, mode in itertools.product("lr", ("wrap", "clamp")):
@@ -255,7 +257,9 @@ def find(value: int, bits: int, mode: str) -> int:
 def special() -> Iterator[Case]:
     a, b, c = (edge("u32", seed=s) for s in (31, 32, 33))
     yield case("prmt.b32 {0}, {a}, {b}, {c};", "u32", permute, a, b, c)
-    yield case("prmt.b32 {0}, {a}, {b}, 0x5410;", "u32", lambda x, y: x & 0xFFFF | (y & 0xFFFF) << 16, a, b)
+    yield case(
+        "prmt.b32 {0}, {a}, {b}, 0x5410;", "u32", lambda x, y: x & 0xFFFF | (y & 0xFFFF) << 16, a, b
+    )
     for truth in (0x80, 0xFE, 0x96, 0xE4, 0x1B):
         yield case(
             f"lop3.b32 {{0}}, {{a}}, {{b}}, {{c}}, {truth};",
@@ -273,9 +277,7 @@ def special() -> Iterator[Case]:
         z = edge(kind, seed=34)
 
         def dot(x: int, y: int, z: int, left: str = left, right: str = right) -> int:
-            return z + sum(
-                part(x, 8 * i, 8, left) * part(y, 8 * i, 8, right) for i in range(4)
-            )
+            return z + sum(part(x, 8 * i, 8, left) * part(y, 8 * i, 8, right) for i in range(4))
 
         yield case(f"dp4a.{left}.{right} {{0}}, {{a}}, {{b}}, {{c}};", kind, dot, a, b, z)
         for half, base in (("lo", 0), ("hi", 16)):
@@ -287,7 +289,9 @@ def special() -> Iterator[Case]:
                     part(x, 16 * i, 16, left) * part(y, base + 8 * i, 8, right) for i in range(2)
                 )
 
-            yield case(f"dp2a.{half}.{left}.{right} {{0}}, {{a}}, {{b}}, {{c}};", kind, pairs, a, b, z)
+            yield case(
+                f"dp2a.{half}.{left}.{right} {{0}}, {{a}}, {{b}}, {{c}};", kind, pairs, a, b, z
+            )
 
 
 def permute(a: int, b: int, selectors: int) -> int:

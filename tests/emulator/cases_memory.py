@@ -14,12 +14,30 @@ from tests.emulator.cases_integer import edge as int_edge
 from tests.emulator.exact import halves
 from tests.emulator.harness import Case
 
-TYPES = ("u8", "s8", "b8", "u16", "s16", "b16", "u32", "s32", "b32", "u64", "s64", "b64", "f32", "f64")
+TYPES = (
+    "u8",
+    "s8",
+    "b8",
+    "u16",
+    "s16",
+    "b16",
+    "u32",
+    "s32",
+    "b32",
+    "u64",
+    "s64",
+    "b64",
+    "f32",
+    "f64",
+)
 THREADS = 64
 
 # what comes before an access; the address is left in %rd20
 SPACES = {
-    "shared": ("mov.u64 %rd20, buf; mad.wide.u32 %rd20, %t, 16, %rd20;", ".shared .align 16 .b8 buf[1024];"),
+    "shared": (
+        "mov.u64 %rd20, buf; mad.wide.u32 %rd20, %t, 16, %rd20;",
+        ".shared .align 16 .b8 buf[1024];",
+    ),
     "local": ("mov.u64 %rd20, buf; add.s64 %rd20, %rd20, 16;", ".local .align 16 .b8 buf[32];"),
     "global": ("mad.wide.u32 %rd20, %t, 16, %m0;", ""),
 }
@@ -72,8 +90,12 @@ def round_trips() -> Iterator[Case]:
                     f"cvta.to.{space}.u64 %rd22, %rd21; ld.{space}.{kind} {{0}}, [%rd22];"
                     f"ld.{kind} {{0}}, [%rd21];"
                 )
-                yield Case(text, (values,), (want,), registers=declared, name=f"generic {space} {kind}")
-        text = f"{{{{ .param .b64 q; st.param.{kind} [q+0], {{a}}; ld.param.{kind} {{0}}, [q+0]; }}}}"
+                yield Case(
+                    text, (values,), (want,), registers=declared, name=f"generic {space} {kind}"
+                )
+        text = (
+            f"{{{{ .param .b64 q; st.param.{kind} [q+0], {{a}}; ld.param.{kind} {{0}}, [q+0]; }}}}"
+        )
         yield Case(text, (values,), (want,), name=f"param {kind}")
 
 

@@ -77,7 +77,8 @@ def instruction(name: str, counts: tuple[int, int, int], more: str = "") -> str:
     letters = iter("abcdefghijklmnop")
     d = ", ".join(f"{{{i}}}" for i in range(counts[0]))
     a, b, c = (
-        ", ".join(f"{{{next(letters)}}}" for _ in range(n)) for n in (counts[1], counts[2], counts[0])
+        ", ".join(f"{{{next(letters)}}}" for _ in range(n))
+        for n in (counts[1], counts[2], counts[0])
     )
     braces = [f"{{{{{part}}}}}" for part in (d, a, b, c)]
     return f"{name} {', '.join(braces)}{more};"
@@ -136,7 +137,9 @@ def saturated() -> Case:
     left, right = fragment_a(a, "s8"), fragment_b(b, "s8")
     want = fragment_c(np.full_like(c, (1 << 31) - 1))
     name = "mma.sync.aligned.m16n8k32.row.col.satfinite.s32.s8.s8.s32"
-    return Case(instruction(name, (4, 4, 2)), (*left, *right, *fragment_c(c)), tuple(want), name=name)
+    return Case(
+        instruction(name, (4, 4, 2)), (*left, *right, *fragment_c(c)), tuple(want), name=name
+    )
 
 
 def sparse(kind: str, form: str, selector: int) -> Case:

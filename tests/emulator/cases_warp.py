@@ -111,9 +111,7 @@ def votes() -> Iterator[Case]:
         (active,),
     )
     leader = LANES % 32 == 0
-    yield Case(
-        f"elect.sync {{0}}|{{1}}, {FULL};", (), (np.zeros(THREADS, np.uint32), leader)
-    )
+    yield Case(f"elect.sync {{0}}|{{1}}, {FULL};", (), (np.zeros(THREADS, np.uint32), leader))
 
 
 def matches() -> Iterator[Case]:
@@ -129,7 +127,9 @@ def matches() -> Iterator[Case]:
         yield Case(f"match.any.sync.b{bits} {{0}}, {{a}}, {FULL};", (values,), (masks,))
         every = np.where(same, np.uint32(0xFFFFFFFF), np.uint32(0))
         yield Case(
-            f"match.all.sync.b{bits} {{0}}|{{1}}, {{a}}, {FULL};", (values,), (every, np.array(same))
+            f"match.all.sync.b{bits} {{0}}|{{1}}, {{a}}, {FULL};",
+            (values,),
+            (every, np.array(same)),
         )
 
 
@@ -190,7 +190,9 @@ def barriers() -> Iterator[Case]:
                 (p,),
                 (np.full(THREADS, p.sum(), np.uint32),),
             )
-            yield Case(f"{prefix}.red.and.pred {{0}}, 0, {{a}};", (p,), (np.full(THREADS, p.all()),))
+            yield Case(
+                f"{prefix}.red.and.pred {{0}}, 0, {{a}};", (p,), (np.full(THREADS, p.all()),)
+            )
             yield Case(f"{prefix}.red.or.pred {{0}}, 0, {{a}};", (p,), (np.full(THREADS, p.any()),))
     neighbour = values[LANES ^ 1]
     yield Case(

@@ -23,7 +23,9 @@ def count(source: str, args: list[object], grid: int = 1, block: int = 32) -> La
     return counters
 
 
-@pytest.mark.parametrize(("stride", "sectors"), [(1, 4), (2, 8), (4, 16), (8, 32), (16, 32), (0, 1)])
+@pytest.mark.parametrize(
+    ("stride", "sectors"), [(1, 4), (2, 8), (4, 16), (8, 32), (16, 32), (0, 1)]
+)
 def test_sectors_of_strided_loads(stride: int, sectors: int) -> None:
     source, out = np.ones(1024, np.float32), np.zeros(64, np.float32)
     counters = count(COPY, [out, source, np.int32(stride)], grid=2)

@@ -303,3 +303,16 @@ def test_read_only_array_is_not_written() -> None:
     with pytest.raises(KernelFault) as caught:
         kernel(1, 32, (frozen, array, np.float32(1), 32))
     assert caught.value.kind == "write to read-only memory"
+
+
+@pytest.mark.parametrize("word", ["short", "float", "float2", "float4"])
+def test_stores_of_every_size_count_as_written(word: str) -> None:
+    source = f"""
+extern "C" __global__ void k({word}* out, const {word}* in) {{ out[threadIdx.x] = in[threadIdx.x]; }}"""
+    size = {"short": 2, "float": 4, "float2": 8, "float4": 16}[word]
+    data = np.random.default_rng(1).integers(0, 256, 32 * size).astype(np.uint8)
+    first, second = device_array(32 * size, np.uint8), device_array(32 * size, np.uint8)
+    kernel = module(source).get_function("k")
+    kernel(1, 32, (first, data))
+    kernel(1, 32, (second, first))
+    np.testing.assert_array_equal(second, data)

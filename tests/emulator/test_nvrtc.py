@@ -62,7 +62,9 @@ def test_headers_and_options() -> None:
 
 
 def test_errors_show_numbered_source() -> None:
-    source = '#line 10 "part.cuh"\nint a = 1;\n#line 1 "k.cu"\n__global__ void k() {\n  int x = y;\n}\n'
+    source = (
+        '#line 10 "part.cuh"\nint a = 1;\n#line 1 "k.cu"\n__global__ void k() {\n  int x = y;\n}\n'
+    )
     with pytest.raises(DeviceError) as caught:
         nvrtc.compile_ptx(source, name="k.cu")
     message = str(caught.value)
