@@ -198,14 +198,14 @@ def _convert(run: _Runner, rng: np.random.Generator, dtype: str) -> Finding:
         f"convert_conformance_kernel<{dtype}>", (((32, 2), "<u4"), ((64,), "<f4")), values
     )
     if dtype == "half":
-        bits = values.astype(np.float16).view(np.uint16).astype(np.uint32)
+        bits: NDArray[Any] = values.astype(np.float16).view(np.uint16).astype(np.uint32)
         wide = values.astype(np.float16).astype(np.float32)
     else:
         raw = values.view(np.uint32)
         bits = (raw + 0x7FFF + ((raw >> 16) & 1)) >> 16
         wide = (bits << 16).view(np.float32)
-    wrong = (packed[:, 0] != (bits[::2] | bits[1::2] << 16)).sum()
-    wrong += (packed[:, 1] != bits[::2]).sum() + (back != wide).sum()
+    wrong = int((packed[:, 0] != (bits[::2] | bits[1::2] << 16)).sum())
+    wrong += int((packed[:, 1] != bits[::2]).sum() + (back != wide).sum())
     return Finding(f"pack2<{dtype}>", float(wrong), 0.0)
 
 

@@ -62,6 +62,7 @@ class CudaOps:
     head_dim_multiple = 8
     num_streams: int
     preferred_batch_tokens: int
+    head_dim_multiple = 8
 
     def __init__(
         self,
@@ -115,10 +116,8 @@ class CudaOps:
             raise EngineClosedError("the device must be open, it was closed: load the model again")
         with self._lock:
             state = self._idle.pop() if self._idle else None
-        if state is None:
-            state = CudaStream(self.device, block_m=self._block_m, reuse_memory=self._reuse_memory)
-        bound = copy.copy(self)
-        bound._state = state
+        state = state or self.new_stream()
+        bound = self.bound_to(state)
         try:
             with self.device.use(state.handle):
                 yield bound
@@ -129,6 +128,16 @@ class CudaOps:
             with self._lock:
                 if not self._closed:
                     self._idle.append(state)
+
+    def new_stream(self) -> CudaStream:
+        """A stream of its own, for callers that keep one beyond a batch."""
+        return CudaStream(self.device, block_m=self._block_m, reuse_memory=self._reuse_memory)
+
+    def bound_to(self, state: CudaStream) -> CudaOps:
+        """The operations on a stream; its caller enters `device.use(state.handle)`."""
+        bound = copy.copy(self)
+        bound._state = state
+        return bound
 
     def scratch_bytes(self, shape: ForwardShape) -> int:
         """See `Ops.scratch_bytes`."""
