@@ -28,8 +28,21 @@ COMMON_FLAGS = [
 ]
 COMMON = ["native", "operators", "pool", "team", "dispatch", "features", "path_portable"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+# GCC 12 takes the deliberately undefined operands of its own AVX-512 headers for mistakes.
+AVX512 = [
+    *AVX2,
+    *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"),
+    "-Wno-maybe-uninitialized",
+]
 PATHS_X86_64 = {
     "path_avx2": AVX2,
+    "path_avx2_vnni": [*AVX2, "-mavxvnni"],
+    "path_avx512": AVX512,
+    "path_avx512_vnni": [*AVX512, "-mavx512vnni"],
+    "path_amx": [*AVX512, "-mavx512vnni", "-mamx-tile", "-mamx-int8", "-mamx-bf16"],
+    "path_avx2_vnni_software": AVX2,
+    "path_avx512_software": AVX2,
+    "path_amx_software": AVX2,
 }
 
 
