@@ -1,6 +1,6 @@
 #include "dispatch.h"
 
-#include "features.h"
+#include "cpu_features.h"
 
 namespace minibert {
 
@@ -14,6 +14,10 @@ extern const Kernels* const amx_path;
 extern const Kernels* const avx2_vnni_software_path;
 extern const Kernels* const avx512_software_path;
 extern const Kernels* const amx_software_path;
+#elif defined(__aarch64__)
+extern const Kernels* const neon_path;
+extern const Kernels* const neon_dotprod_path;
+extern const Kernels* const neon_i8mm_path;
 #endif
 
 const Path* all_paths(int* count) {
@@ -25,6 +29,10 @@ const Path* all_paths(int* count) {
       {avx512_path, f.avx512, "AVX-512 F, BW, VL, DQ"},
       {avx2_vnni_path, f.avx_vnni, "AVX2, FMA, F16C, AVX-VNNI"},
       {avx2_path, f.avx2, "AVX2, FMA, F16C"},
+#elif defined(__aarch64__)
+      {neon_i8mm_path, f.neon_i8mm, "NEON, i8mm"},
+      {neon_dotprod_path, f.neon_dotprod, "NEON, dotprod"},
+      {neon_path, true, "aarch64"},
 #endif
       {portable_path, true, "nothing"},
 #if defined(__x86_64__)

@@ -14,6 +14,7 @@ struct Dot {
   static constexpr int kGroup = 2;
   static constexpr int kTileRows = 12;
   static constexpr int kTileVecs = 2;
+  static constexpr int kActivationShift = 0;  // what the instruction's operand is less than q
   static constexpr size_t kWidenedBytes = 2;
 
   static type zero() { return _mm512_setzero_si512(); }

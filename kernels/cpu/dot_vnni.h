@@ -14,6 +14,7 @@ struct Dot {
   static constexpr int kTileRows = Vec::kTileRows;
   static constexpr int kTileVecs = 2;
   static constexpr int kLanes = Vec::kLanes;
+  static constexpr int kActivationShift = 0;  // what the instruction's operand is less than q
   static constexpr size_t kWidenedBytes = 0;
 
   static int32_t group_bits(const Activation* group) {

@@ -146,7 +146,7 @@ void int8_compute(const Linear& linear, const LinearCall& call, int64_t row_begi
       prefetch_tile(linear, call, row, rows, col);
       int8_rows<Dot::kTileRows>(rows, acc, values + row * layout.depth, layout.depth, weights,
                                 layout.depth);
-      dequantize_tile<kInt8PanelCols>(sums, acc, rows, scales + row, layout.weight_scale(linear.packed) + col,
+      dequantize_tile<kInt8PanelCols, Dot::kActivationShift>(sums, acc, rows, scales + row, layout.weight_scale(linear.packed) + col,
                       layout.weight_sum(linear.packed) + col);
       finish_tile(linear, call,
                   {sums, kInt8PanelCols, row, rows, col,

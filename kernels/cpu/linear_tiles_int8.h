@@ -125,7 +125,7 @@ void int8_tiles_compute(const Linear& linear, const LinearCall& call, int64_t ro
         Tiles::multiply_int8();
       }
       Tiles::store(acc);
-      dequantize_tile<kTileCols>(sums, acc, num_rows, scales + row,
+      dequantize_tile<kTileCols, 0>(sums, acc, num_rows, scales + row,
                                  layout.weight_scale(linear.packed) + col,
                                  layout.weight_sum(linear.packed) + col);
       finish_tile(linear, call,
