@@ -148,6 +148,18 @@ class EncoderConfig:
                 f"hidden_size must be a multiple of num_attention_heads = "
                 f"{self.num_attention_heads}, got {self.hidden_size}"
             )
+        for name in ("type_vocab_size", "num_labels"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be at least 0, got {getattr(self, name)}")
+        for layer, heads in self.pruned_heads.items():
+            inside = all(0 <= head < self.num_attention_heads for head in heads)
+            if not 0 <= layer < self.num_hidden_layers or not inside:
+                raise ConfigError(
+                    f"pruned_heads must name layers below {self.num_hidden_layers} and heads below "
+                    f"{self.num_attention_heads}, got {layer}: {list(heads)}"
+                )
+            if len(set(heads)) == self.num_attention_heads:
+                raise ConfigError(f"pruned_heads must leave a head, got {layer}: {list(heads)}")
         if not 0.0 <= self.layer_norm_eps < 1.0:
             raise ConfigError(f"layer_norm_eps must be in [0, 1), got {self.layer_norm_eps}")
         if self.max_tokens < 1:
@@ -254,9 +266,9 @@ class EncoderConfig:
                 pad_token_id=pad_token_id,
                 embedding_size=hidden_size if embedding_size is None else embedding_size,
                 first_position=int(pad_token_id or 0) + 1 if model_type in _ROBERTA_LIKE else 0,
-                num_labels=_num_labels(values),
+                num_labels=_num_labels(values, source),
                 id2label=_id2label(values, source),
-                architectures=tuple(values.get("architectures") or ()),
+                architectures=_architectures(values, source),
                 pruned_heads=_pruned_heads(values, source),
             )
         except ConfigError as error:
@@ -273,7 +285,7 @@ def read_json(path: Path, *, kind: type = dict) -> Any:
         values = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{path} must exist, it is missing") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: encoding, JSON, numbers
         raise ConfigError(f"{path} must be readable JSON: {error}") from None
     if not isinstance(values, kind):
         wanted = "an object" if kind is dict else "an array"
@@ -306,10 +318,20 @@ def _id2label(values: Mapping[str, Any], source: str) -> dict[int, str]:
         ) from None
 
 
-def _num_labels(values: Mapping[str, Any]) -> int:
-    labels = values.get("id2label")
+def _num_labels(values: Mapping[str, Any], source: str) -> int:
     count = values.get("num_labels")
-    return int(count) if isinstance(count, int) else len(labels or ())
+    if count is None:
+        return len(values.get("id2label") or ())
+    if isinstance(count, bool) or not isinstance(count, int):
+        raise ConfigError(f"{source}: num_labels must be a number, got {count!r}")
+    return count
+
+
+def _architectures(values: Mapping[str, Any], source: str) -> tuple[str, ...]:
+    names = values.get("architectures") or []
+    if not isinstance(names, list) or any(not isinstance(name, str) for name in names):
+        raise ConfigError(f"{source}: architectures must be a list of names, got {names!r}")
+    return tuple(names)
 
 
 def _pruned_heads(values: Mapping[str, Any], source: str) -> dict[int, tuple[int, ...]]:

@@ -38,12 +38,18 @@ def find_model(
         ModelNotFoundError: no such folder, not in the cache, not on the hub, or no network.
         MissingDependencyError: a hub name without huggingface_hub installed.
     """
-    folder = Path(path_or_name).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise ModelNotFoundError(f"{folder} must be a model folder, it is a file")
+    if not isinstance(path_or_name, str | os.PathLike):
+        raise ModelNotFoundError(f"path_or_name must be a str or a path, got {path_or_name!r}")
     name = os.fspath(path_or_name)
+    try:
+        folder = Path(name).expanduser()
+        if name and folder.is_dir():
+            return folder
+        is_file = folder.is_file()
+    except (OSError, RuntimeError) as error:  # a name too long, a home that nobody has
+        raise ModelNotFoundError(f"model folder {name!r:.200} must exist: {error!s:.200}") from None
+    if is_file:
+        raise ModelNotFoundError(f"{folder} must be a model folder, it is a file")
     if not name or name[0] in "./~" or "\\" in name or name.count("/") > 1:
         raise ModelNotFoundError(f"model folder {name!r} must exist, there is none")
     if "/" not in name:
@@ -82,8 +88,9 @@ def _from_hub(
         raise ModelNotFoundError(f"{name!r} is neither a folder nor a hub name: {error}") from None
     except LocalEntryNotFoundError:
         reason = "local_files_only is set" if local_files_only else "the hub cannot be reached"
+        wanted = f"{name!r}" if revision is None else f"{name!r} at revision {revision!r}"
         raise ModelNotFoundError(
-            f"{name!r} is neither a folder nor in the local cache, and {reason}"
+            f"{wanted} is neither a folder nor in the local cache, and {reason}"
         ) from None
     except (OSError, ValueError) as error:  # no such repository, no rights, no network
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)

@@ -64,7 +64,7 @@ def load_model(
     sentence = read_sentence_config(folder, where)
     steps = read_steps(modules, config.hidden_size)
     tokenizer = Tokenizer.from_folder(where, do_lower_case=sentence.do_lower_case)
-    limit, limit_origin = _max_length(config, sentence, tokenizer, max_length)
+    limit, limit_origin = _max_length(folder, config, sentence, tokenizer, max_length)
     weights = load_encoder(where, config)
     origins = {
         "pooling": modules.origin,
@@ -75,13 +75,21 @@ def load_model(
 
 
 def _max_length(
-    config: EncoderConfig, sentence: SentenceConfig, tokenizer: Tokenizer, asked: int | None
+    folder: Path,
+    config: EncoderConfig,
+    sentence: SentenceConfig,
+    tokenizer: Tokenizer,
+    asked: int | None,
 ) -> tuple[int, str]:
     limit, origin = config.max_tokens, "max_position_embeddings of config.json"
+    special = tokenizer.num_special_tokens()
     if asked is not None:
-        if not 1 <= asked <= limit:
+        if isinstance(asked, bool) or not isinstance(asked, int):
+            raise InputError(f"max_length must be a number, got {asked!r}")
+        if not special < asked <= limit:
             raise InputError(
-                f"max_length must be 1 to {limit}, the positions of this model, got {asked}"
+                f"max_length must be {special + 1} to {limit}, the positions of this model, "
+                f"got {asked}"
             )
         return asked, "asked for"
     if sentence.max_seq_length is not None:
@@ -89,8 +97,14 @@ def _max_length(
     elif tokenizer.model_max_length is not None:
         named, where = tokenizer.model_max_length, "model_max_length of tokenizer_config.json"
     else:
-        return limit, origin
-    return (named, where) if named <= limit else (limit, f"{origin}, below {where}")
+        named, where = limit, origin
+    if named > limit:
+        named, where = limit, f"{origin}, below {where}"
+    if named <= special:
+        raise ConfigError(
+            f"{folder}: {where} must exceed the {special} special tokens of a text, got {named}"
+        )
+    return named, where
 
 
 def parse_memory(value: int | str | None) -> int | None:

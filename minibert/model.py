@@ -8,12 +8,14 @@ Devlin et al., "BERT", 2018 (arXiv 1810.04805); Vaswani et al., 2017 (arXiv 1706
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from minibert.config import EncoderConfig
 from minibert.ops.interface import Array, ForwardShape, Ops
-from minibert.weights.checkpoint import EncoderWeights, LayerWeights
+from minibert.weights.checkpoint import EncoderWeights, LayerWeights, LinearWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +34,12 @@ class LayerParameters:
 
 @dataclass(frozen=True, slots=True)
 class EncoderParameters:
-    """An encoder's weights as its Ops laid them out; tables are word, position, token type."""
+    """An encoder's weights as its Ops laid them out; tables are word, position, token type.
 
+    `head_dim` is the width of a head as it is laid out, zeros included.
+    """
+
+    head_dim: int
     tables: tuple[Any, Any, Any]
     embedding_norm: Any
     projection: Any
@@ -43,6 +49,8 @@ class EncoderParameters:
 def prepare(ops: Ops, weights: EncoderWeights, config: EncoderConfig) -> EncoderParameters:
     """Hand all weights to the device, once, at load."""
     eps = config.layer_norm_eps
+    multiple = ops.head_dim_multiple
+    head_dim = -(-config.head_dim // multiple) * multiple
 
     def linear(name: str, source: Any) -> Any:
         return ops.prepare_linear(source.weight, source.bias, name=name)
@@ -54,6 +62,7 @@ def prepare(ops: Ops, weights: EncoderWeights, config: EncoderConfig) -> Encoder
         return None if weight is None else ops.prepare_embedding(weight)
 
     def layer(i: int, source: LayerWeights) -> LayerParameters:
+        source = widen_heads(source, head_dim)
         return LayerParameters(
             num_heads=source.num_heads,
             intermediate_size=source.intermediate.weight.shape[0],
@@ -66,10 +75,34 @@ def prepare(ops: Ops, weights: EncoderWeights, config: EncoderConfig) -> Encoder
         )
 
     return EncoderParameters(
+        head_dim=head_dim,
         tables=(table(weights.word), table(weights.position), table(weights.token_type)),
         embedding_norm=norm(weights.embedding_norm),
         projection=linear("projection", weights.projection) if weights.projection else None,
         layers=tuple(layer(i, source) for i, source in enumerate(weights.layers)),
+    )
+
+
+def widen_heads(layer: LayerWeights, head_dim: int) -> LayerWeights:
+    """Fill every head with zeros up to `head_dim`.
+
+    Exact: zeros of queries and keys add nothing to a score, and the zeros that the values become
+    are multiplied by zeros of the output projection.
+    """
+    heads, narrow = layer.num_heads, layer.qkv.weight.shape[0] // (3 * layer.num_heads)
+    extra = head_dim - narrow
+    if extra == 0:
+        return layer
+    weight, bias = layer.qkv.weight, layer.qkv.bias
+    wide = np.pad(weight.reshape(3, heads, narrow, -1), ((0, 0), (0, 0), (0, extra), (0, 0)))
+    if bias is not None:
+        bias = np.pad(bias.reshape(3, heads, narrow), ((0, 0), (0, 0), (0, extra))).reshape(-1)
+    out = layer.attention_output
+    columns = np.pad(out.weight.reshape(-1, heads, narrow), ((0, 0), (0, 0), (0, extra)))
+    return replace(
+        layer,
+        qkv=LinearWeights(wide.reshape(3 * heads * head_dim, -1), bias),
+        attention_output=LinearWeights(columns.reshape(-1, heads * head_dim), out.bias),
     )
 
 
@@ -82,7 +115,12 @@ def embed(ops: Ops, batch: Any, parameters: EncoderParameters) -> Array:
 
 
 def attention(
-    ops: Ops, hidden_states: Array, batch: Any, layer: LayerParameters, head_dim: int
+    ops: Ops,
+    hidden_states: Array,
+    batch: Any,
+    layer: LayerParameters,
+    head_dim: int,
+    softmax_scale: float,
 ) -> Array:
     """Self-attention within each text, output projection, residual, layer_norm."""
     qkv = ops.linear(hidden_states, layer.qkv)  # (T, 3 * h * k)
@@ -91,7 +129,7 @@ def attention(
         batch,
         num_heads=layer.num_heads,
         head_dim=head_dim,
-        softmax_scale=head_dim**-0.5,
+        softmax_scale=softmax_scale,
     )  # (T, h * k)
     summed = ops.linear(context, layer.attention_output, residual=hidden_states)  # (T, d)
     return ops.layer_norm(summed, layer.attention_norm)  # (T, d)
@@ -107,10 +145,16 @@ def feed_forward(
 
 
 def encoder_layer(
-    ops: Ops, hidden_states: Array, batch: Any, layer: LayerParameters, config: EncoderConfig
+    ops: Ops,
+    hidden_states: Array,
+    batch: Any,
+    layer: LayerParameters,
+    head_dim: int,
+    config: EncoderConfig,
 ) -> Array:
     """One transformer layer, post-norm."""
-    hidden_states = attention(ops, hidden_states, batch, layer, config.head_dim)  # (T, d)
+    softmax_scale = config.head_dim**-0.5  # of the checkpoint's heads, without the zeros
+    hidden_states = attention(ops, hidden_states, batch, layer, head_dim, softmax_scale)  # (T, d)
     return feed_forward(ops, hidden_states, layer, config)  # (T, d)
 
 
@@ -128,7 +172,9 @@ def encode(ops: Ops, batch: Any, parameters: EncoderParameters, config: EncoderC
     """
     hidden_states = embed(ops, batch, parameters)  # (T, d)
     for layer in parameters.layers:
-        hidden_states = encoder_layer(ops, hidden_states, batch, layer, config)  # (T, d)
+        hidden_states = encoder_layer(
+            ops, hidden_states, batch, layer, parameters.head_dim, config
+        )  # (T, d)
     return hidden_states
 
 
@@ -147,8 +193,8 @@ def forward_shape(
         max_seqlen=max_seqlen,
         num_seqs=num_seqs,
         hidden_size=max(config.hidden_size, config.embedding_size),
-        qkv_size=3 * heads * config.head_dim,
+        qkv_size=3 * heads * parameters.head_dim,
         intermediate_size=max(layer.intermediate_size for layer in parameters.layers),
         num_heads=heads,
-        head_dim=config.head_dim,
+        head_dim=parameters.head_dim,
     )

@@ -80,6 +80,9 @@ class Pooling:
             named = values["pooling_mode"]
             modes = [named] if isinstance(named, str) else named
         else:
+            for key in _OLD_KEYS:
+                if not isinstance(values.get(key, False), bool):
+                    raise ConfigError(f"{source}: {key} must be a boolean, got {values[key]!r}")
             modes = [mode for key, mode in _OLD_KEYS.items() if values.get(key)] or ["mean"]
         if (
             not isinstance(modes, list)
@@ -226,10 +229,13 @@ def load_dense(folder: Path, width: int) -> Dense:
             f"{source}: activation_function must be one of {', '.join(_DENSE_ACTIVATIONS)} "
             f"of torch.nn, got {path!r}"
         )
+    bias, use_residual = values.get("bias", True), values.get("use_residual", False)
+    for key, value in (("bias", bias), ("use_residual", use_residual)):
+        if not isinstance(value, bool):
+            raise ConfigError(f"{source}: {key} must be a boolean, got {value!r}")
     shapes: dict[str, tuple[int, ...]] = {"linear.weight": (out_features, width)}
-    if values.get("bias", True):
+    if bias:
         shapes["linear.bias"] = (out_features,)
-    use_residual = bool(values.get("use_residual", False))
     if use_residual and width != out_features:
         shapes["residual.weight"] = (out_features, width)
     arrays = _read_exactly(folder, shapes)

@@ -51,7 +51,7 @@ def quantize_embeddings(
 
     Raises:
         InputError: integer embeddings, an unknown precision, ranges of another shape, or int8
-            ranges wanted from a single embedding.
+            ranges wanted from a single embedding or from no calibration embeddings.
     """
     check_precision(precision)
     if not np.issubdtype(embeddings.dtype, np.floating):
@@ -92,5 +92,9 @@ def _ranges(rows: NDArray[Any], precision: str, *, given: bool) -> NDArray[Any]:
             f"{precision} ranges come from {rows.shape[0]} embeddings; at least {_FEW_ROWS}, or "
             "ranges of your own, give levels that fit other texts too",
             stacklevel=4,
+        )
+    if rows.ndim != 2 or not rows.shape[0]:
+        raise InputError(
+            f"calibration_embeddings must be at least one row of embeddings, got {rows.shape}"
         )
     return np.vstack((np.min(rows, axis=0), np.max(rows, axis=0)))

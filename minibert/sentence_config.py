@@ -29,12 +29,12 @@ class ModuleList:
 
     Attributes:
         encoder_folder: holds config.json, weights and tokenizer.
-        entries: (type, folder) of what follows the encoder.
+        entries: (type, folder) of what follows the encoder; no folder where it is a default.
         origin: for `explain`.
     """
 
     encoder_folder: Path
-    entries: tuple[tuple[str, Path], ...]
+    entries: tuple[tuple[str, Path | None], ...]
     origin: str
 
 
@@ -67,7 +67,7 @@ def read_modules(folder: Path) -> ModuleList:
     """
     path = folder / "modules.json"
     if not path.exists():
-        return ModuleList(folder, (("Pooling", folder / ""),), "default: no modules.json")
+        return ModuleList(folder, (("Pooling", None),), "default: no modules.json")
     root = folder.resolve()
     entries: list[tuple[str, Path]] = []
     for entry in read_json(path, kind=list):
@@ -81,9 +81,12 @@ def read_modules(folder: Path) -> ModuleList:
                 f"{path}: modules must come from sentence_transformers, got {entry['type']!r}: "
                 "a model's own code is never run"
             )
-        where = folder / str(entry.get("path", ""))
+        inside = entry.get("path", "")
+        if not isinstance(inside, str) or "\0" in inside:
+            raise ConfigError(f"{path}: path must be the name of a folder, got {inside!r}")
+        where = folder / inside
         if not where.resolve().is_relative_to(root):
-            raise ConfigError(f"{path}: modules must lie inside the folder, got {entry['path']!r}")
+            raise ConfigError(f"{path}: modules must lie inside the folder, got {inside!r}")
         entries.append((kind, where))
     if not entries or entries[0][0] != "Transformer":
         found = [kind for kind, _ in entries]
@@ -99,9 +102,8 @@ def read_modules(folder: Path) -> ModuleList:
     ):
         found = [kind for kind, _ in entries]
         raise ConfigError(f"{path}: one Pooling must follow the Transformer, got {found}")
-    if len(entries) == 1:
-        entries.append(("Pooling", folder / ""))
-    return ModuleList(entries[0][1], tuple(entries[1:]), "modules.json")
+    after: tuple[tuple[str, Path | None], ...] = tuple(entries[1:])
+    return ModuleList(entries[0][1], after or (("Pooling", None),), "modules.json")
 
 
 def read_steps(modules: ModuleList, hidden_size: int) -> tuple[Step, ...]:
@@ -115,14 +117,14 @@ def read_steps(modules: ModuleList, hidden_size: int) -> tuple[Step, ...]:
     width = hidden_size
     for kind, where in modules.entries:
         if kind == "Pooling":
-            path = where / "config.json"
-            if where == modules.encoder_folder:  # no folder of its own: nothing to read
-                steps.append(Pooling())
-            else:
+            pooling = Pooling()
+            if where is not None:
+                path = where / "config.json"
                 values = read_json(path)
-                steps.append(Pooling.from_dict(values, hidden_size=hidden_size, source=str(path)))
-            width = hidden_size * len(steps[-1].modes)  # type: ignore[union-attr]
-        elif kind == "Dense":
+                pooling = Pooling.from_dict(values, hidden_size=hidden_size, source=str(path))
+            steps.append(pooling)
+            width = hidden_size * len(pooling.modes)
+        elif kind == "Dense" and where is not None:
             dense = load_dense(where, width)
             steps.append(dense)
             width = dense.weights.weight.shape[0]
@@ -159,7 +161,7 @@ def read_sentence_config(folder: Path, encoder_folder: Path) -> SentenceConfig:
     if not isinstance(prompts, dict) or any(not isinstance(p, str) for p in prompts.values()):
         raise ConfigError(f"{outer}: prompts must map names to texts, got {prompts!r}")
     default = values.get("default_prompt_name")
-    if default is not None and default not in prompts:
+    if default is not None and (not isinstance(default, str) or default not in prompts):
         raise ConfigError(
             f"{outer}: default_prompt_name must be one of {sorted(prompts)}, got {default!r}"
         )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from minibert.errors import InputError
 
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
-_BLOCK = 1 << 22  # elements of the differences that manhattan holds at once
+_BLOCK = 1 << 22  # elements of the differences that a distance holds at once
 
 
 def similarity(
@@ -27,11 +27,14 @@ def similarity(
         (n, m) float32.
 
     Raises:
-        InputError: an unknown function, or dimensions that differ.
+        InputError: an unknown function, something other than numbers, or dimensions that differ.
     """
     if function not in SIMILARITIES:
         raise InputError(f"similarity must be one of {', '.join(SIMILARITIES)}, got {function!r}")
-    a, b = (np.atleast_2d(np.asarray(rows, np.float32)) for rows in (first, second))
+    try:
+        a, b = (np.atleast_2d(np.asarray(rows, np.float32)) for rows in (first, second))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"embeddings must be arrays of numbers: {error}") from None
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise InputError(
             f"embeddings must be two-dimensional and of one width, got {a.shape} and {b.shape}"
@@ -40,16 +43,16 @@ def similarity(
         a, b = normalize_rows(a), normalize_rows(b)
     if function in ("cosine", "dot"):
         return np.asarray(a @ b.T, np.float32)
-    if function == "euclidean":
-        # |a - b|^2 by its expansion would cancel for near vectors; float64 keeps their distance.
-        wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
-        squares = (wide_a**2).sum(1)[:, None] + (wide_b**2).sum(1) - 2.0 * (wide_a @ wide_b.T)
-        return np.asarray(-np.sqrt(np.maximum(squares, 0.0)), np.float32)
+    # Differences first: |a - b|^2 by its expansion cancels for near vectors, even in float64.
     out = np.empty((len(a), len(b)), np.float32)
     rows = max(1, _BLOCK // max(1, b.size))
     for begin in range(0, len(a), rows):
-        block = a[begin : begin + rows, None, :]
-        out[begin : begin + rows] = -np.abs(block - b).sum(axis=-1)
+        differences = a[begin : begin + rows, None, :] - b  # (rows, m, dimension)
+        if function == "euclidean":
+            distances = np.sqrt(np.square(differences, out=differences).sum(axis=-1))
+        else:
+            distances = np.abs(differences, out=differences).sum(axis=-1)
+        np.negative(distances, out=out[begin : begin + rows])
     return out
 
 

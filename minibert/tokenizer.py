@@ -17,7 +17,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from minibert.config import read_json
-from minibert.errors import InputError, TokenizerError
+from minibert.errors import ConfigError, InputError, TokenizerError
 
 TruncationSide = Literal["right", "left"]
 Text = str | tuple[str, str]
@@ -82,17 +82,16 @@ class Tokenizer:
 
         Raises:
             TokenizerError: neither file is there, or a file is damaged.
-            ConfigError: tokenizer_config.json is not JSON.
+            ConfigError: tokenizer_config.json is not JSON, or a setting has a wrong type.
         """
         config_path = folder / "tokenizer_config.json"
         config = read_json(config_path) if config_path.exists() else {}
+        _check_config(config_path, config)
         backend, source = _load_backend(folder, config)
         limit = config.get("model_max_length")
         tokenizer = cls(
             backend,
-            model_max_length=int(limit)
-            if isinstance(limit, int | float) and 0 < limit < _NO_LIMIT
-            else None,
+            model_max_length=None if limit is None or limit >= _NO_LIMIT else int(limit),
             source=source,
         )
         tokenizer.notes = _follow_config(backend, config)
@@ -235,6 +234,20 @@ def _shares(lengths: list[int], room: int) -> list[int]:
         shares = [room // 2, room - room // 2]
         return shares if lengths[0] <= lengths[1] else shares[::-1]
     return [short, room - short] if lengths[0] <= lengths[1] else [room - short, short]
+
+
+def _check_config(path: Path, config: dict[str, Any]) -> None:
+    for key, allowed in (
+        ("do_lower_case", (True, False)),
+        ("strip_accents", (True, False, None)),
+        ("tokenize_chinese_chars", (True, False)),
+    ):
+        if key in config and not any(config[key] is value for value in allowed):
+            raise ConfigError(f"{path}: {key} must be a boolean, got {config[key]!r}")
+    limit = config.get("model_max_length")
+    is_number = isinstance(limit, int | float) and not isinstance(limit, bool)
+    if limit is not None and not (is_number and limit >= 1):
+        raise ConfigError(f"{path}: model_max_length must be at least 1, got {limit!r}")
 
 
 def _load_backend(folder: Path, config: dict[str, Any]) -> tuple[tokenizers.Tokenizer, str]:

@@ -114,6 +114,7 @@ class _Reader:
         self.tensors = tensors
         self.table = table
         self.config = config
+        self.where = tensors.files[0].parent  # for messages
         self.taken: set[str] = set()
         self.dtypes: set[str] = set()
         probe = table.embeddings["word"]
@@ -156,12 +157,13 @@ class _Reader:
         expected = config.num_attention_heads - len(config.pruned_heads.get(i, ()))
         if rest or num_heads < 1 or num_heads > config.num_attention_heads:
             raise WeightsError(
-                f"{self.prefix}{names['query']}.weight must have a multiple of head_dim = "
-                f"{config.head_dim} rows, at most {config.hidden_size}, got {query_rows}"
+                f"{self.where}: {self.prefix}{names['query']}.weight must have a multiple of "
+                f"head_dim = {config.head_dim} rows, at most {config.hidden_size}, got {query_rows}"
             )
         if config.pruned_heads and num_heads != expected:
             raise WeightsError(
-                f"layer {i} must have {expected} heads by pruned_heads, its query has {num_heads}"
+                f"{self.where}: layer {i} must have {expected} heads by pruned_heads, "
+                f"its query has {num_heads}"
             )
         inner = num_heads * config.head_dim
         parts = [
@@ -171,7 +173,7 @@ class _Reader:
         intermediate_size = self.rows(names["intermediate"])
         if not 1 <= intermediate_size <= config.intermediate_size:
             raise WeightsError(
-                f"{self.prefix}{names['intermediate']}.weight must have 1 to "
+                f"{self.where}: {self.prefix}{names['intermediate']}.weight must have 1 to "
                 f"{config.intermediate_size} rows, got {intermediate_size}"
             )
         return LayerWeights(
@@ -188,7 +190,9 @@ class _Reader:
         full = self.find(f"{name}.weight")
         shape = self.tensors[full].data.shape
         if len(shape) != 2:
-            raise WeightsError(f"{full} must be two-dimensional, got shape {shape}")
+            raise WeightsError(
+                f"{self.tensors[full].file}: {full} must be two-dimensional, got shape {shape}"
+            )
         return int(shape[0])
 
     def linear(self, name: str, out_features: int, in_features: int) -> LinearWeights:
@@ -208,21 +212,22 @@ class _Reader:
         legacy = f"{stem}.{LEGACY_NORM_NAMES.get(part, part)}"
         if stem.lower().endswith("layernorm") and legacy in self.tensors:
             return legacy
-        raise WeightsError(
-            f"{self.tensors.files[0].parent}: tensor {full} must exist, it is missing"
-        )
+        raise WeightsError(f"{self.where}: tensor {full} must exist, it is missing")
 
     def array(self, name: str, shape: tuple[int, ...]) -> Float32:
         full = self.find(name)
         entry = self.tensors[full]
         if entry.dtype not in FLOAT_DTYPES:
             raise WeightsError(
-                f"{full} must be of dtype {', '.join(FLOAT_DTYPES)}, got {entry.dtype}"
+                f"{entry.file}: {full} must be of dtype {', '.join(FLOAT_DTYPES)}, "
+                f"got {entry.dtype}"
             )
         if entry.data.shape != shape:
-            raise WeightsError(f"{full} must have shape {shape}, got {entry.data.shape}")
+            raise WeightsError(
+                f"{entry.file}: {full} must have shape {shape}, got {entry.data.shape}"
+            )
         values = to_float32(entry)
-        require_finite(full, values)
+        require_finite(f"{entry.file}: {full}", values)
         self.taken.add(full)
         self.dtypes.add(entry.dtype)
         return values
@@ -240,7 +245,7 @@ class _Reader:
             )
             shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
             raise WeightsError(
-                f"{self.tensors.files[0].parent}: every tensor must be known to model_type "
+                f"{self.where}: every tensor must be known to model_type "
                 f"{self.config.model_type}, got {len(unknown)} unknown: {shown}{hint}"
             )
         return tuple(rest)

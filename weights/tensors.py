@@ -105,10 +105,15 @@ def to_float32(entry: TensorEntry) -> NDArray[np.float32]:
 
 def _open_sharded(index: Path) -> TensorFiles:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = {str(name): str(shard) for name, shard in weight_map.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        names: dict[str, str] = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise WeightsError(f"{index} must be JSON with a weight_map: {error!r}") from None
+    if (
+        not isinstance(names, dict)
+        or not names
+        or any(not isinstance(shard, str) for shard in names.values())
+    ):
+        raise WeightsError(f"{index}: weight_map must map tensors to shards, got {names!r:.200}")
     root = index.parent.resolve()
     entries: dict[str, TensorEntry] = {}
     shards = tuple(dict.fromkeys(names.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from types import TracebackType
@@ -24,13 +25,15 @@ class Progress:
         if shown if shown is not None else sys.stderr.isatty():
             from tqdm import tqdm
 
-            counter = "{postfix} [{elapsed}]"
-            bar = "{percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]"
+            counter = "{desc} [{elapsed}]"
+            bar = "{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]"
+            size = shutil.get_terminal_size()  # tqdm shows nothing where a terminal has size 0
             self._bar = tqdm(
                 total=total_bytes,
                 bar_format=bar if total_bytes else counter,
                 file=sys.stderr,
-                dynamic_ncols=True,
+                ncols=size.columns,
+                nrows=size.lines,
             )
 
     def update(self, num_texts: int, done_bytes: int) -> None:
@@ -39,7 +42,7 @@ class Progress:
         if self._bar is None:
             return
         rate = self._num_texts / max(time.perf_counter() - self._start, 1e-9)
-        self._bar.set_postfix_str(f"{self._num_texts:,} texts, {rate:,.0f}/s", refresh=False)
+        self._bar.set_description_str(f"{self._num_texts:,} texts, {rate:,.0f}/s", refresh=False)
         self._bar.n = done_bytes
         self._bar.refresh()
 
