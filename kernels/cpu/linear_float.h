@@ -8,6 +8,7 @@
 // Bound: multiply-adds. Traffic per job: its slice of `hidden` from L2, the panels from L3 once.
 #pragma once
 
+#include "bfloat16.h"
 #include "epilogue.h"
 
 namespace {
@@ -26,32 +27,6 @@ struct Float32Weight {
   static const float* widen(float*, const Element* panel, int64_t) { return panel; }
   static constexpr bool kWiden = false;
 };
-
-// To nearest, ties to even; NaN stays NaN.
-inline uint16_t to_bfloat16(float x) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &x, sizeof bits);
-  if (x != x) return (uint16_t)((bits >> 16) | 0x40u);
-  return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
-inline uint16_t to_float16(float x) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &x, sizeof bits);
-  const uint32_t sign = (bits >> 16) & 0x8000u;
-  bits &= 0x7fffffffu;
-  if (bits > 0x7f800000u) return (uint16_t)(sign | 0x7e00u);
-  if (bits >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u);  // rounds past 65504: infinity
-  if (bits < 0x38800000u) {  // below 2^-14: subnormal, in units of 2^-24
-    float magnitude;
-    __builtin_memcpy(&magnitude, &bits, sizeof bits);
-    const float shifted = magnitude + 0.5f;  // ulp of 0.5 is 2^-24: the addition rounds
-    __builtin_memcpy(&bits, &shifted, sizeof bits);
-    return (uint16_t)(sign | (bits - 0x3f000000u));
-  }
-  bits += 0xfffu + ((bits >> 13) & 1u);
-  return (uint16_t)(sign | ((bits - 0x38000000u) >> 13));
-}
 
 struct BFloat16Weight {
   using Element = uint16_t;
