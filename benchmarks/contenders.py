@@ -110,7 +110,13 @@ def all_contenders(features: Collection[str]) -> tuple[Contender, ...]:
             ct2,
         ),
         Contender(
-            "ct2-int8", "CTranslate2", ct2, "with_ctranslate2", "int8", {"compute_type": "int8"}, ct2
+            "ct2-int8",
+            "CTranslate2",
+            ct2,
+            "with_ctranslate2",
+            "int8",
+            {"compute_type": "int8"},
+            ct2,
         ),
         Contender(
             "fastembed", "fastembed", "fastembed", "with_fastembed", "float32", {}, "onnx-fused"
@@ -123,9 +129,7 @@ def all_contenders(features: Collection[str]) -> tuple[Contender, ...]:
             "float32",
             {"device": "numpy", "dtype": "float32"},
         ),
-        Contender(
-            "minibert-float32", "minibert", "minibert", "with_minibert", "float32", kernels
-        ),
+        Contender("minibert-float32", "minibert", "minibert", "with_minibert", "float32", kernels),
         Contender(
             "minibert-high",
             'minibert "high"',

@@ -67,10 +67,17 @@ def fuse_onnx(model: str, target: str, source: str) -> None:
 
 def quantize_onnx(target: str, source: str, *, narrow: bool) -> None:
     """Weights int8 per channel, activations quantised while running."""
+    from onnx import TensorProto
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     quantize_dynamic(
-        source, target, weight_type=QuantType.QInt8, per_channel=True, reduce_range=narrow
+        source,
+        target,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        reduce_range=narrow,
+        # Fused operators have no shape inference, so their results' type must be told.
+        extra_options={"DefaultTensorType": TensorProto.FLOAT},
     )
 
 

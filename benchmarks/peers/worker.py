@@ -24,7 +24,7 @@ import json
 import os
 import sys
 import time
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def peak_bytes() -> int | None:
         return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def read_texts(path: str) -> list[str]:
     """Texts of a JSON file, read once."""
     texts: list[str] = json.loads(Path(path).read_text(encoding="utf-8"))
