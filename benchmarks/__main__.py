@@ -3,7 +3,7 @@
     python -m benchmarks                 the whole run, at most 20 minutes after installing
     python -m benchmarks --quick         smaller, at most 4 minutes; touches no committed file
     python -m benchmarks setup           only install the contenders and convert the model
-    python -m benchmarks report [FILE]   only rewrite tables from a results file, by default the last
+    python -m benchmarks report [FILE]   only rewrite tables from a results file (the last)
 
 An interrupted run continues when the same command is given again.
 """
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ceilings, models, pictures, report, results
+from benchmarks import ceilings, models, pictures, record, report
 from benchmarks.contenders import BASELINE, all_contenders, choose
 from benchmarks.driver import WorkerProblem
 from benchmarks.environments import (
@@ -85,13 +85,13 @@ def measure(options: argparse.Namespace) -> Path:
             changes[name] = getattr(options, name)
     settings = Settings(**changes)
     model = models.find(options.model, BUILD / "models", say)
-    record = {"quick": options.quick, **dataclasses.asdict(settings)}
+    chosen = {"quick": options.quick, **dataclasses.asdict(settings)}
     identity = {
-        **results.commit(),
+        **record.commit(),
         "model": model.name,
         "baseline": options.baseline,
         "contenders": [contender.key for contender in contenders],
-        "settings": record,
+        "settings": chosen,
     }
     state = BUILD / "benchmarks" / f"run-{model.name}{'-quick' if options.quick else ''}.json"
     if options.fresh:
@@ -109,9 +109,9 @@ def measure(options: argparse.Namespace) -> Path:
     )
     found_ceilings = ceilings.measure(features, threads=settings.threads, scratch=state.parent)
     stages = run.run()
-    found = results.assemble(run, stages, found_ceilings, record)
+    found = record.assemble(run, stages, found_ceilings, chosen)
     folder = state.parent / "results" if options.quick else RESULTS
-    path = results.save(found, folder)
+    path = record.save(found, folder)
     state.unlink(missing_ok=True)
     say(f"results: {path.relative_to(CHECKOUT)}")
     try:

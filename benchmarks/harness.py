@@ -25,7 +25,6 @@ from benchmarks.driver import Worker, WorkerProblem
 from benchmarks.environments import EnvironmentProblem, Environments, Graphs, tidy
 from benchmarks.models import Shape, shape_of, token_counter
 from benchmarks.rounds import (
-    Meter,
     Round,
     Sample,
     clean_count,
@@ -234,7 +233,7 @@ class Run:
 
     def _warm_up(self) -> None:
         """Let every contender compute a little; keep its speed, by which workloads are sized."""
-        warm = self._source.mixed(64, name="warm-up", stream=5)
+        warm = self._source.mixed(32, name="warm-up", stream=5)
         for key in self.running:
             try:
                 for _ in range(2):
@@ -294,7 +293,7 @@ class Run:
     # ---- stages -------------------------------------------------------------------------------
     def _correctness(self) -> dict[str, Any]:
         """Cosine of every contender to the baseline on texts of all lengths; wrong ones go."""
-        parts = [self._source.mixed(96), self._source.short(32), self._source.long(16)]
+        parts = [self._source.mixed(64), self._source.short(32), self._source.long(8)]
         texts = tuple(text for part in parts for text in part.texts)
         sample = Workload("correctness", texts, tuple(n for part in parts for n in part.seqlens))
         target = Path(self._scratch.name) / "vectors.npy"
@@ -466,7 +465,14 @@ class Run:
                 if costs and 1.2 * count * 62 / self._speeds[key] > end - time.monotonic():
                     continue
                 workload = self._source.mixed(count)
-    XX                costs[str(count)] = {
+                try:
+                    sample = self._workers[key].sample(
+                        self._request(workload, BATCH_TEXTS), timeout_s=LONGEST_REQUEST_S
+                    )
+                except WorkerProblem as problem:
+                    self._fail(key, str(problem))
+                    break
+                costs[str(count)] = {
                     "us_per_token": 1e6 * sample.total_s / workload.num_tokens,
                     "disturbed": not sample.clean,
                 }

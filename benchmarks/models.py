@@ -1,4 +1,4 @@
-"""Models to measure: a folder, the small real one, or the shape of BERT-base with random weights."""
+"""Models to measure: a folder, the small real one, or BERT-base's shape with random weights."""
 
 from __future__ import annotations
 

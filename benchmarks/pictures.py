@@ -15,7 +15,7 @@ def draw(results: Mapping[str, Any], stem: Path) -> list[Path]:
     """Draw every picture that the results have figures for.
 
     Args:
-        results: of `results.assemble`.
+        results: of `record.assemble`.
         stem: path of the pictures without `-<what>.svg`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The results file: what a run found, on what, with what; everything that the tables are made of."""
+"""The results file: what a run found, on what and with what; the tables are made of it."""
 
 from __future__ import annotations
 
