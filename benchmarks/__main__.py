@@ -63,7 +63,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("file", nargs="?", help="results file, for report")
     parser.add_argument("--quick", action="store_true", help="smaller and shorter")
     parser.add_argument(
-        "--model", default=models.MODEL_NAME, help=f"{', '.join(models.MODEL_NAMES)} or a folder"
+        "--model", default=models.MINILM, help=f"{', '.join(models.MODEL_NAMES)} or a folder"
     )
     parser.add_argument("--contenders", help="keys, separated by commas")
     parser.add_argument("--baseline", default=BASELINE, help="key that ratios refer to")
@@ -141,7 +141,7 @@ def set_up() -> int:
 def rewrite_pages(found: dict[str, Any]) -> None:
     """Put the tables where the pages have markers for them."""
     model = found["model"]["name"]
-    name = "benchmarks" if model == models.MODEL_NAME else f"benchmarks-{model}"
+    name = "benchmarks" if model == models.MINILM else f"benchmarks-{model}"
     for page, render in PAGES.items():
         path = CHECKOUT / page
         text = path.read_text(encoding="utf-8") if path.is_file() else ""

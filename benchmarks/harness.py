@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ class Settings:
         minutes: bound of the whole run, without installing and converting.
         threads: of every contender.
         most_texts: of the largest workload.
+        most_calls: requests of 32 or 96 texts in a round.
+        most_singles: texts encoded one by one in a round.
         scaling_counts: numbers of texts at which the cost of a token is measured.
         settle_s: pause before each sample, in which the last contender's threads go to sleep.
         seed: of the texts.
@@ -59,6 +62,8 @@ class Settings:
     minutes: float = 20.0
     threads: int = 2
     most_texts: int = 1000
+    most_calls: int = 8
+    most_singles: int = 400
     scaling_counts: tuple[int, ...] = (100, 1000, 5000, 20000)
     settle_s: float = 0.25
     seed: int = 0
@@ -117,9 +122,6 @@ class Run:
         self._identity = identity
         self._say = say
         self._log_folder = state.parent / "logs"
-        self._source = TextSource(
-            token_counter(model), max_length=self.shape.max_length, seed=settings.seed
-        )
         self._graphs = Graphs(environments, model, lambda: self._source.mixed(300).texts)
         self._workers: dict[str, Worker] = {}
         self._scratch = tempfile.TemporaryDirectory(prefix="minibert-bench-")
@@ -131,6 +133,11 @@ class Run:
         self._spent_s = 0.0
         self._begin = time.monotonic()
         self._resume()
+
+    @cached_property
+    def _source(self) -> TextSource:
+        count = token_counter(self.model)
+        return TextSource(count, max_length=self.shape.max_length, seed=self.settings.seed)
 
     # ---- the run ------------------------------------------------------------------------------
     def run(self) -> dict[str, Any]:
@@ -197,16 +204,27 @@ class Run:
         return [key for key in self.contenders if key in self._workers]
 
     def _start_all(self) -> None:
-        for key, contender in self.contenders.items():
-            if key in self.problems:
+        """Load every contender, the baseline first.
+
+        Raises:
+            WorkerProblem: the baseline cannot run.
+        """
+        for key in [self.baseline, *(key for key in self.contenders if key != self.baseline)]:
+            contender = self.contenders.get(key)
+            if contender is None or key in self.problems:
+                self._check_baseline()
                 continue
             if contender.unsuitable is not None:
                 self.problems[key] = contender.unsuitable
+                self._check_baseline()
                 continue
             try:
                 self._workers[key] = self._start(contender)
             except (EnvironmentProblem, WorkerProblem) as problem:
                 self._fail(key, str(problem))
+            self._check_baseline()
+
+    def _check_baseline(self) -> None:
         if self.baseline not in self._workers:
             reason = self.problems.get(self.baseline, "it is not among the contenders")
             self.close()
@@ -328,12 +346,14 @@ class Run:
         return make[name](max(fewest, min(count, self.settings.most_texts)))
 
     def _requests(self, name: str, share_s: float) -> Workload:
-        """One to eight requests of a fixed size."""
+        """As many requests of a fixed size as all rounds have time for, at least one."""
         size = REQUESTS[name]
         trial = self._source.mixed(size, name=name, stream=size)
         request_s = sum(trial.num_tokens / self._speeds[key] for key in self.running)
         calls = int(share_s / (self.settings.rounds + 1) / request_s)
-        return self._source.mixed(size * max(1, min(calls, 8)), name=name, stream=size)
+        return self._source.mixed(
+            size * max(1, min(calls, self.settings.most_calls)), name=name, stream=size
+        )
 
     def _throughput(self, workload: Workload, size: int, share_s: float) -> dict[str, Any]:
         self._note(workload, size)
@@ -355,7 +375,7 @@ class Run:
         self._note(workload, 1)
         limit_s = share_s / (self.settings.rounds + 1) / max(1, len(self.running))
         limit_s = max(0.05, limit_s - self.settings.settle_s)
-        request = self._single_request(workload, limit_s=limit_s, most=400)
+        request = self._single_request(workload, limit_s=limit_s, most=self.settings.most_singles)
         rounds = self._rounds(request, share_s)
         found: dict[str, Any] = {}
         for key in self.contenders:
@@ -460,7 +480,7 @@ class Run:
         end = time.monotonic() + share_s
         found: dict[str, Any] = {}
         for key in self._closer_look():
-            costs = {}
+            costs: dict[str, Any] = {}
             for count in self.settings.scaling_counts:
                 if costs and 1.2 * count * 62 / self._speeds[key] > end - time.monotonic():
                     continue

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import contenders, is_minibert, measured, name
+from benchmarks.report import contenders, is_minibert, name
 
 OURS, THEIRS = "#1f6f8b", "#b8b8b8"
 
@@ -94,12 +94,12 @@ def _footprint(results: Mapping[str, Any]) -> Any:
     order = sorted(found, key=lambda key: -found[key]["peak_bytes"])
     figure, axes = _figure(len(order), 3)
     columns = {
-        "peak memory, MB": lambda entry: entry["peak_bytes"] / 1e6,
-        "cold start, s": lambda entry: entry["cold_start_s"]["median"],
-        "installed, MB": lambda entry: entry["installed_bytes"] / 1e6,
+        "peak memory, MB": {key: found[key]["peak_bytes"] / 1e6 for key in order},
+        "cold start, s": {key: found[key]["cold_start_s"]["median"] for key in order},
+        "installed, MB": {key: found[key]["installed_bytes"] / 1e6 for key in order},
     }
-    for axis, (label, value) in zip(axes, columns.items(), strict=True):
-        _bars(axis, results, {key: value(measured(results, "footprint", key)) for key in order})
+    for axis, (label, values) in zip(axes, columns.items(), strict=True):
+        _bars(axis, results, values)
         axis.set_xlabel(label)
     return figure
 
