@@ -121,21 +121,6 @@ inline void int8_rows(int64_t rows, int32_t* out, const Dot::Activation* a, int6
   if constexpr (kRows > 1) int8_rows<kRows - 1>(rows, out, a, a_stride, panel, depth);
 }
 
-// Exact sums of a tile to float32, in place of the integers' buffer.
-inline void dequantize_tile(float* out, const int32_t* acc, int64_t rows, const RowScale* scales,
-                            const float* weight_scale, const int32_t* weight_sum) {
-  for (int64_t r = 0; r < rows; ++r) {
-    int32_t exact[kInt8PanelCols];
-    for (int64_t c = 0; c < kInt8PanelCols; ++c)
-      exact[c] = acc[r * kInt8PanelCols + c] - scales[r].zero_point * weight_sum[c];
-    const Vec::type act_scale = Vec::broadcast(scales[r].act_scale);
-    for (int64_t c = 0; c < kInt8PanelCols; c += Vec::kLanes)
-      Vec::store(out + r * kInt8PanelCols + c,
-                 Vec::mul(Vec::load_int32(exact + c),
-                          Vec::mul(act_scale, Vec::load(weight_scale + c))));
-  }
-}
-
 size_t int8_scratch_bytes(int64_t in_features) {
   return Dot::kWidenedBytes * (size_t)(kInt8PanelCols * round_up(in_features, Dot::kGroup));
 }
@@ -152,10 +137,16 @@ void int8_compute(const Linear& linear, const LinearCall& call, int64_t row_begi
     const int64_t col = panel * kInt8PanelCols;
     const auto* weights = Dot::widen(scratch, layout.panel(linear.packed, panel),
                                      kInt8PanelCols * layout.depth);
+    const int64_t panel_bytes = kInt8PanelCols * layout.depth;
+    PanelPrefetch prefetch(layout.panel(linear.packed, panel + 1),
+                           panel + 1 < panel_end ? panel_bytes : 0,
+                           ceil_div(row_end - row_begin, Dot::kTileRows));
     for_each_tile(row_begin, row_end, Dot::kTileRows, [&](int64_t row, int64_t rows) {
+      prefetch.step();
+      prefetch_tile(linear, call, row, rows, col);
       int8_rows<Dot::kTileRows>(rows, acc, values + row * layout.depth, layout.depth, weights,
                                 layout.depth);
-      dequantize_tile(sums, acc, rows, scales + row, layout.weight_scale(linear.packed) + col,
+      dequantize_tile<kInt8PanelCols, Dot::kActivationShift>(sums, acc, rows, scales + row, layout.weight_scale(linear.packed) + col,
                       layout.weight_sum(linear.packed) + col);
       finish_tile(linear, call,
                   {sums, kInt8PanelCols, row, rows, col,

@@ -32,6 +32,7 @@ COMMANDS = {
     "encode": "Encode texts into vectors.",
     "explain": "Show how a model is read and run, and why.",
     "doctor": "Show what this machine offers minibert and what is missing.",
+    "emulate": "Run a CUDA kernel without a GPU and report its faults.",
     "demo": "Search a small text set by meaning, with a real model.",
 }
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import re
+from importlib.util import find_spec
 
-from minibert.errors import DeviceError
+from minibert.errors import DeviceError, MissingDependencyError
 from minibert.ops.interface import Ops
 from minibert.ops.reference import ReferenceOps
 
-DEVICES = ("auto", "cpu", "numpy")
+DEVICES = ("auto", "cpu", "numpy", "cuda", "cuda:<number>", "emulator", "emulator:<capability>")
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 
+_DEVICE = re.compile(r"auto|cpu|numpy|(cuda|emulator)(:\d+)?")
 _log = logging.getLogger("minibert")
 
 
@@ -20,7 +23,9 @@ def make_ops(
     """Make the Ops of a device.
 
     Args:
-        device: one of `DEVICES`; "numpy" is the reference without kernels.
+        device: one of `DEVICES`; "auto" is a GPU where one is usable, else the CPU; "numpy" is
+            the reference without kernels; "emulator" runs the CUDA kernels without a GPU, slowly,
+            for checking.
         dtype: how linear layers compute.
         matmul_precision: for float32, how exactly.
         threads: most threads of the CPU kernels; all usable cores when None.
@@ -40,11 +45,32 @@ def make_ops(
         isinstance(threads, bool) or not isinstance(threads, int) or threads < 1
     ):
         raise DeviceError(f"threads must be at least 1, got {threads!r}")
-    if device not in DEVICES:
+    if not isinstance(device, str) or not _DEVICE.fullmatch(device):
         raise DeviceError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
-    ops, reason = _cpu(device, dtype, matmul_precision, threads)
+    made: tuple[Ops, str] | None = None
+    if device.startswith(("cuda", "emulator")):
+        from minibert.ops.cuda import cuda_ops
+
+        made = cuda_ops(device, dtype), "asked for"
+    elif device == "auto":
+        made = _gpu_if_usable(dtype)
+    ops, reason = made or _cpu(device, dtype, matmul_precision, threads)
     _log.info("device %r: ops %s (%s)", device, ops.name, reason)
     return ops, reason
+
+
+def _gpu_if_usable(dtype: str) -> tuple[Ops, str] | None:
+    """A GPU, where CuPy is installed and finds one; why not goes to the log."""
+    spec = find_spec("cupy")
+    if dtype == "float64" or spec is None or spec.origin is None:  # an empty folder is no CuPy
+        return None
+    from minibert.ops.cuda import cuda_ops
+
+    try:
+        return cuda_ops("cuda", dtype), "a usable GPU was found"
+    except (DeviceError, MissingDependencyError) as error:
+        _log.info("device 'auto': no GPU is used: %s", error)
+        return None
 
 
 def _cpu(device: str, dtype: str, matmul_precision: str, threads: int | None) -> tuple[Ops, str]:
