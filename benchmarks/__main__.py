@@ -35,7 +35,6 @@ from minibert.kernels.cpu.cores import usable_cores
 BUILD = CHECKOUT / "build"
 RESULTS = CHECKOUT / "benchmarks" / "results"
 QUICK = {"rounds": 3, "minutes": 4.0, "most_texts": 256, "scaling_counts": (100, 1000)}
-PAGES = {"README.md": report.summary, "docs/benchmarks.md": report.full}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -142,13 +141,16 @@ def rewrite_pages(found: dict[str, Any]) -> None:
     """Put the tables where the pages have markers for them."""
     model = found["model"]["name"]
     name = "benchmarks" if model == models.MINILM else f"benchmarks-{model}"
-    for page, render in PAGES.items():
+    stem = record.file_name(found).removesuffix(".json")
+    drawn = [f"../benchmarks/results/{path.name}" for path in sorted(RESULTS.glob(f"{stem}-*.svg"))]
+    pages = {"README.md": report.summary(found), "docs/benchmarks.md": report.full(found, drawn)}
+    for page, body in pages.items():
         path = CHECKOUT / page
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         if f"<!-- {name}:start -->" not in text:
             say(f"{page} has no markers {name}, left as it is")
             continue
-        path.write_text(report.rewrite(text, render(found), name), encoding="utf-8")
+        path.write_text(report.rewrite(text, body, name), encoding="utf-8")
         say(f"{page} rewritten")
 
 
