@@ -3,7 +3,7 @@
     python -m benchmarks                 the whole run, at most 20 minutes after installing
     python -m benchmarks --quick         smaller, at most 4 minutes; touches no committed file
     python -m benchmarks setup           only install the contenders and convert the model
-    python -m benchmarks report [FILE]   only rewrite tables from a results file (the last)
+    python -m benchmarks report [FILE]   only rewrite tables from a results file, or from all
 
 An interrupted run continues when the same command is given again.
 """
@@ -42,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     try:
         if options.command == "report":
-            path = Path(options.file) if options.file else newest(RESULTS)
-            rewrite_pages(json.loads(path.read_text(encoding="utf-8")))
+            for path in [Path(options.file)] if options.file else recorded(RESULTS):
+                rewrite_pages(json.loads(path.read_text(encoding="utf-8")))
         elif options.command == "setup":
             return set_up()
         else:
@@ -140,22 +140,23 @@ def set_up() -> int:
 def rewrite_pages(found: dict[str, Any]) -> None:
     """Put the tables where the pages have markers for them."""
     model = found["model"]["name"]
-    name = "benchmarks" if model == models.MINILM else f"benchmarks-{model}"
+    marker = "benchmarks" if model == models.MINILM else f"benchmarks-{model}"
     stem = record.file_name(found).removesuffix(".json")
-    drawn = [f"../benchmarks/results/{path.name}" for path in sorted(RESULTS.glob(f"{stem}-*.svg"))]
+    names = [f"{stem}-{kind}.svg" for kind in pictures.KINDS]
+    drawn = [f"../benchmarks/results/{name}" for name in names if (RESULTS / name).is_file()]
     pages = {"README.md": report.summary(found), "docs/benchmarks.md": report.full(found, drawn)}
     for page, body in pages.items():
         path = CHECKOUT / page
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        if f"<!-- {name}:start -->" not in text:
-            say(f"{page} has no markers {name}, left as it is")
+        if f"<!-- {marker}:start -->" not in text:
+            say(f"{page} has no markers {marker}, left as it is")
             continue
-        path.write_text(report.rewrite(text, body, name), encoding="utf-8")
+        path.write_text(report.rewrite(text, body, marker), encoding="utf-8")
         say(f"{page} rewritten")
 
 
-def newest(folder: Path) -> Path:
-    """The results file with the latest date.
+def recorded(folder: Path) -> list[Path]:
+    """The results files, the latest last.
 
     Raises:
         ValueError: there is none.
@@ -163,7 +164,7 @@ def newest(folder: Path) -> Path:
     found = sorted(folder.glob("*.json"))
     if not found:
         raise ValueError(f"{folder.relative_to(CHECKOUT)} must hold a results file, it has none")
-    return found[-1]
+    return found
 
 
 def say(line: str) -> None:

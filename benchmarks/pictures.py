@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.report import contenders, is_minibert, name
 
+KINDS = ("throughput", "latency", "footprint", "texts")
 OURS, THEIRS = "#1f6f8b", "#b8b8b8"
 
 
@@ -30,12 +31,8 @@ def draw(results: Mapping[str, Any], stem: Path) -> list[Path]:
     matplotlib.rcParams["svg.hashsalt"] = "minibert"  # the same results give the same file
     matplotlib.rcParams["axes.spines.top"] = matplotlib.rcParams["axes.spines.right"] = False
     written = []
-    for what, make in (
-        ("throughput", _throughput),
-        ("latency", _latency),
-        ("footprint", _footprint),
-        ("texts", _texts),
-    ):
+    makers = (_throughput, _latency, _footprint, _texts)
+    for what, make in zip(KINDS, makers, strict=True):
         figure = make(results)
         if figure is not None:
             path = stem.with_name(f"{stem.name}-{what}.svg")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks import __main__ as command
 from benchmarks import ceilings, contenders, pictures, record, report
 from benchmarks.contenders import Contender, all_contenders, choose
 from benchmarks.driver import Worker, WorkerProblem
@@ -394,3 +395,27 @@ def test_the_base_shape_is_written_from_another_model(tiny: TinyModel, tmp_path:
     assert shape_of(tmp_path / "bert-base") == Shape(768, 1, 3072, 12, 70)
     assert token_counter(tmp_path / "bert-base")(["cat", ""]) == [3, 2]
     assert (tmp_path / "bert-base" / "model.safetensors").stat().st_size > 4 * 7 * 768 * 768
+
+
+def test_pages_are_rewritten_for_their_model(
+    results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "CHECKOUT", tmp_path)
+    pages = [tmp_path / "README.md", tmp_path / "docs" / "benchmarks.md"]
+    pages[1].parent.mkdir()
+    for page in pages:
+        page.write_text("<!-- benchmarks:start -->\n<!-- benchmarks:end -->\n")
+    command.rewrite_pages(results)  # a model without markers of its own
+    assert all(page.read_text().count("\n") == 2 for page in pages)
+    named = {**results, "model": {**results["model"], "name": "all-MiniLM-L6-v2"}}
+    path = record.save(named, tmp_path / "recorded")
+    assert command.main(["report", str(path)]) == 0
+    assert "| **minibert on NumPy, float32** |" in pages[0].read_text()
+    assert "### Fidelity" in pages[1].read_text()
+    assert "### Fidelity" not in pages[0].read_text()
+    assert command.recorded(path.parent) == [path]
+
+
+def test_the_command_line_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--contenders", "nobody"]) == 1
+    assert "contenders must be among st-float32" in capsys.readouterr().err
