@@ -1,1 +1,1 @@
-"""The benchmark harness: minibert beside its peers, in one interleaved run. See docs/benchmarks.md."""
+"""minibert beside its peers, measured in one interleaved run. See docs/benchmarks.md."""

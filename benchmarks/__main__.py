@@ -3,7 +3,7 @@
     python -m benchmarks                 the whole run, at most 20 minutes after installing
     python -m benchmarks --quick         smaller, at most 4 minutes; touches no committed file
     python -m benchmarks setup           only install the contenders and convert the model
-    python -m benchmarks report [FILE]   only rewrite tables from a results file, by default the last
+    python -m benchmarks report [FILE]   only rewrite tables from a results file, or from all
 
 An interrupted run continues when the same command is given again.
 """
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ceilings, models, pictures, report, results
+from benchmarks import ceilings, models, pictures, record, report
 from benchmarks.contenders import BASELINE, all_contenders, choose
 from benchmarks.driver import WorkerProblem
 from benchmarks.environments import (
@@ -35,7 +35,6 @@ from minibert.kernels.cpu.cores import usable_cores
 BUILD = CHECKOUT / "build"
 RESULTS = CHECKOUT / "benchmarks" / "results"
 QUICK = {"rounds": 3, "minutes": 4.0, "most_texts": 256, "scaling_counts": (100, 1000)}
-PAGES = {"README.md": report.summary, "docs/benchmarks.md": report.full}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     try:
         if options.command == "report":
-            path = Path(options.file) if options.file else newest(RESULTS)
-            rewrite_pages(json.loads(path.read_text(encoding="utf-8")))
+            for path in [Path(options.file)] if options.file else recorded(RESULTS):
+                rewrite_pages(json.loads(path.read_text(encoding="utf-8")))
         elif options.command == "setup":
             return set_up()
         else:
@@ -63,7 +62,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("file", nargs="?", help="results file, for report")
     parser.add_argument("--quick", action="store_true", help="smaller and shorter")
     parser.add_argument(
-        "--model", default=models.MODEL_NAME, help=f"{', '.join(models.MODEL_NAMES)} or a folder"
+        "--model", default=models.MINILM, help=f"{', '.join(models.MODEL_NAMES)} or a folder"
     )
     parser.add_argument("--contenders", help="keys, separated by commas")
     parser.add_argument("--baseline", default=BASELINE, help="key that ratios refer to")
@@ -85,13 +84,13 @@ def measure(options: argparse.Namespace) -> Path:
             changes[name] = getattr(options, name)
     settings = Settings(**changes)
     model = models.find(options.model, BUILD / "models", say)
-    record = {"quick": options.quick, **dataclasses.asdict(settings)}
+    chosen = {"quick": options.quick, **dataclasses.asdict(settings)}
     identity = {
-        **results.commit(),
+        **record.commit(),
         "model": model.name,
         "baseline": options.baseline,
         "contenders": [contender.key for contender in contenders],
-        "settings": record,
+        "settings": chosen,
     }
     state = BUILD / "benchmarks" / f"run-{model.name}{'-quick' if options.quick else ''}.json"
     if options.fresh:
@@ -109,9 +108,9 @@ def measure(options: argparse.Namespace) -> Path:
     )
     found_ceilings = ceilings.measure(features, threads=settings.threads, scratch=state.parent)
     stages = run.run()
-    found = results.assemble(run, stages, found_ceilings, record)
+    found = record.assemble(run, stages, found_ceilings, chosen)
     folder = state.parent / "results" if options.quick else RESULTS
-    path = results.save(found, folder)
+    path = record.save(found, folder)
     state.unlink(missing_ok=True)
     say(f"results: {path.relative_to(CHECKOUT)}")
     try:
@@ -141,19 +140,23 @@ def set_up() -> int:
 def rewrite_pages(found: dict[str, Any]) -> None:
     """Put the tables where the pages have markers for them."""
     model = found["model"]["name"]
-    name = "benchmarks" if model == models.MODEL_NAME else f"benchmarks-{model}"
-    for page, render in PAGES.items():
+    marker = "benchmarks" if model == models.MINILM else f"benchmarks-{model}"
+    stem = record.file_name(found).removesuffix(".json")
+    names = [f"{stem}-{kind}.svg" for kind in pictures.KINDS]
+    drawn = [f"../benchmarks/results/{name}" for name in names if (RESULTS / name).is_file()]
+    pages = {"README.md": report.summary(found), "docs/benchmarks.md": report.full(found, drawn)}
+    for page, body in pages.items():
         path = CHECKOUT / page
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        if f"<!-- {name}:start -->" not in text:
-            say(f"{page} has no markers {name}, left as it is")
+        if f"<!-- {marker}:start -->" not in text:
+            say(f"{page} has no markers {marker}, left as it is")
             continue
-        path.write_text(report.rewrite(text, render(found), name), encoding="utf-8")
+        path.write_text(report.rewrite(text, body, marker), encoding="utf-8")
         say(f"{page} rewritten")
 
 
-def newest(folder: Path) -> Path:
-    """The results file with the latest date.
+def recorded(folder: Path) -> list[Path]:
+    """The results files, the latest last.
 
     Raises:
         ValueError: there is none.
@@ -161,7 +164,7 @@ def newest(folder: Path) -> Path:
     found = sorted(folder.glob("*.json"))
     if not found:
         raise ValueError(f"{folder.relative_to(CHECKOUT)} must hold a results file, it has none")
-    return found[-1]
+    return found
 
 
 def say(line: str) -> None:

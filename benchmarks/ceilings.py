@@ -14,6 +14,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,11 @@ def measure(
     library = compiled(scratch)
     found: dict[str, dict[str, Any]] = {}
     for name, (dtype, feature, operations) in LOOPS.items():
-        usable = library is not None and feature in features
-        if usable and feature == "AMX":
-            usable = library.ask_for_tiles() == 0
-        if not usable:
+        if library is None or feature not in features:
             continue
-        loop = getattr(library, name)
-        rate = _best_rate(lambda _, count, loop=loop: loop(count), threads, each_s)
+        if feature == "AMX" and library.ask_for_tiles() != 0:
+            continue
+        rate = _best_rate(partial(_run_loop, getattr(library, name)), threads, each_s)
         found[name] = {"per_s": rate * operations, "dtype": dtype, "feature": feature}
     if library is None:
         found["gemm_numpy"] = {"per_s": _numpy_gemm(each_s), "dtype": "float32", "feature": "NumPy"}
@@ -117,6 +116,10 @@ def compiled(scratch: Path) -> ctypes.CDLL | None:
     library.read_avx2.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     library.read_avx2.restype = ctypes.c_double
     return library
+
+
+def _run_loop(loop: Callable[[int], float], _thread: int, count: int) -> None:
+    loop(count)
 
 
 def _best_rate(run: Callable[[int, int], object], threads: int, each_s: float) -> float:

@@ -59,15 +59,27 @@ class Environments:
         self.folder = folder.resolve()
         self._say = say
         self._problems: dict[str, str] = {}
+        self._ready: dict[str, Path] = {}
 
     def python(self, name: str) -> Path:
         """The interpreter of an environment, made where it is missing or out of date.
+
+        Looked at once: what changes in the checkout during a run does not change the run.
 
         Raises:
             EnvironmentProblem: pip or venv failed, now or earlier in this run.
         """
         if name in self._problems:
             raise EnvironmentProblem(self._problems[name])
+        if name not in self._ready:
+            self._ready[name] = self._made(name)
+        return self._ready[name]
+
+    def installed_bytes(self, name: str) -> int:
+        """Size of site-packages without bytecode and without pip itself."""
+        return installed_bytes(self.folder / name)
+
+    def _made(self, name: str) -> Path:
         python = self.folder / name / "bin" / "python"
         stamp = self.folder / name / "installed.txt"
         wanted = self._wanted(name)
@@ -80,10 +92,6 @@ class Environments:
             raise
         stamp.write_text(wanted, encoding="utf-8")
         return python
-
-    def installed_bytes(self, name: str) -> int:
-        """Size of site-packages without bytecode and without pip itself."""
-        return installed_bytes(self.folder / name)
 
     def _wanted(self, name: str) -> str:
         wanted = "\n".join(REQUIREMENTS[name])

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from benchmarks.driver import Worker, WorkerProblem
 from benchmarks.environments import EnvironmentProblem, Environments, Graphs, tidy
 from benchmarks.models import Shape, shape_of, token_counter
 from benchmarks.rounds import (
-    Meter,
     Round,
     Sample,
     clean_count,
@@ -40,6 +40,7 @@ from benchmarks.workloads import TextSource, Workload
 BATCH_TEXTS = 1 << 30  # one call with all texts
 REQUESTS = {"request-32": 32, "request-96": 96}
 LONGEST_REQUEST_S = 240.0
+MOST_TEXTS_OF_ALL = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ class Settings:
         minutes: bound of the whole run, without installing and converting.
         threads: of every contender.
         most_texts: of the largest workload.
+        most_calls: requests of 32 or 96 texts in a round.
+        most_singles: texts encoded one by one in a round.
         scaling_counts: numbers of texts at which the cost of a token is measured.
         settle_s: pause before each sample, in which the last contender's threads go to sleep.
         seed: of the texts.
@@ -60,6 +63,8 @@ class Settings:
     minutes: float = 20.0
     threads: int = 2
     most_texts: int = 1000
+    most_calls: int = 8
+    most_singles: int = 400
     scaling_counts: tuple[int, ...] = (100, 1000, 5000, 20000)
     settle_s: float = 0.25
     seed: int = 0
@@ -75,8 +80,8 @@ SHARES = {
     "single": 6.0,
     "footprint": 8.0,
     "threads": 5.0,
-    "texts": 5.0,
-    "neighbour": 3.0,
+    "texts": 10.0,
+    "neighbour": 6.0,
 }
 """Stage, in order -> share of the time."""
 
@@ -118,9 +123,6 @@ class Run:
         self._identity = identity
         self._say = say
         self._log_folder = state.parent / "logs"
-        self._source = TextSource(
-            token_counter(model), max_length=self.shape.max_length, seed=settings.seed
-        )
         self._graphs = Graphs(environments, model, lambda: self._source.mixed(300).texts)
         self._workers: dict[str, Worker] = {}
         self._scratch = tempfile.TemporaryDirectory(prefix="minibert-bench-")
@@ -132,6 +134,11 @@ class Run:
         self._spent_s = 0.0
         self._begin = time.monotonic()
         self._resume()
+
+    @cached_property
+    def _source(self) -> TextSource:
+        count = token_counter(self.model)
+        return TextSource(count, max_length=self.shape.max_length, seed=self.settings.seed)
 
     # ---- the run ------------------------------------------------------------------------------
     def run(self) -> dict[str, Any]:
@@ -198,16 +205,27 @@ class Run:
         return [key for key in self.contenders if key in self._workers]
 
     def _start_all(self) -> None:
-        for key, contender in self.contenders.items():
-            if key in self.problems:
+        """Load every contender, the baseline first.
+
+        Raises:
+            WorkerProblem: the baseline cannot run.
+        """
+        for key in [self.baseline, *(key for key in self.contenders if key != self.baseline)]:
+            contender = self.contenders.get(key)
+            if contender is None or key in self.problems:
+                self._check_baseline()
                 continue
             if contender.unsuitable is not None:
                 self.problems[key] = contender.unsuitable
+                self._check_baseline()
                 continue
             try:
                 self._workers[key] = self._start(contender)
             except (EnvironmentProblem, WorkerProblem) as problem:
                 self._fail(key, str(problem))
+            self._check_baseline()
+
+    def _check_baseline(self) -> None:
         if self.baseline not in self._workers:
             reason = self.problems.get(self.baseline, "it is not among the contenders")
             self.close()
@@ -234,7 +252,7 @@ class Run:
 
     def _warm_up(self) -> None:
         """Let every contender compute a little; keep its speed, by which workloads are sized."""
-        warm = self._source.mixed(64, name="warm-up", stream=5)
+        warm = self._source.mixed(32, name="warm-up", stream=5)
         for key in self.running:
             try:
                 for _ in range(2):
@@ -294,7 +312,7 @@ class Run:
     # ---- stages -------------------------------------------------------------------------------
     def _correctness(self) -> dict[str, Any]:
         """Cosine of every contender to the baseline on texts of all lengths; wrong ones go."""
-        parts = [self._source.mixed(96), self._source.short(32), self._source.long(16)]
+        parts = [self._source.mixed(64), self._source.short(32), self._source.long(8)]
         texts = tuple(text for part in parts for text in part.texts)
         sample = Workload("correctness", texts, tuple(n for part in parts for n in part.seqlens))
         target = Path(self._scratch.name) / "vectors.npy"
@@ -329,12 +347,14 @@ class Run:
         return make[name](max(fewest, min(count, self.settings.most_texts)))
 
     def _requests(self, name: str, share_s: float) -> Workload:
-        """One to eight requests of a fixed size."""
+        """As many requests of a fixed size as all rounds have time for, at least one."""
         size = REQUESTS[name]
         trial = self._source.mixed(size, name=name, stream=size)
         request_s = sum(trial.num_tokens / self._speeds[key] for key in self.running)
         calls = int(share_s / (self.settings.rounds + 1) / request_s)
-        return self._source.mixed(size * max(1, min(calls, 8)), name=name, stream=size)
+        return self._source.mixed(
+            size * max(1, min(calls, self.settings.most_calls)), name=name, stream=size
+        )
 
     def _throughput(self, workload: Workload, size: int, share_s: float) -> dict[str, Any]:
         self._note(workload, size)
@@ -356,7 +376,7 @@ class Run:
         self._note(workload, 1)
         limit_s = share_s / (self.settings.rounds + 1) / max(1, len(self.running))
         limit_s = max(0.05, limit_s - self.settings.settle_s)
-        request = self._single_request(workload, limit_s=limit_s, most=400)
+        request = self._single_request(workload, limit_s=limit_s, most=self.settings.most_singles)
         rounds = self._rounds(request, share_s)
         found: dict[str, Any] = {}
         for key in self.contenders:
@@ -457,16 +477,30 @@ class Run:
         return {"threads": self.settings.threads, "contenders": found}
 
     def _text_scaling(self, share_s: float) -> dict[str, Any]:
-        """Microseconds a token of one call, from few texts to many."""
+        """Microseconds a token of one call, from few texts to many.
+
+        The largest counts are left to the fastest minibert, and to the time that there is.
+        """
         end = time.monotonic() + share_s
         found: dict[str, Any] = {}
-        for key in self._closer_look():
-            costs = {}
+        keys = sorted(self._closer_look(), key=lambda key: self._speeds[key])
+        fastest = max(keys, key=lambda k: (self.contenders[k].is_minibert, self._speeds[k]))
+        for key in [*(key for key in keys if key != fastest), fastest]:
+            costs: dict[str, Any] = {}
             for count in self.settings.scaling_counts:
+                if key != fastest and count > MOST_TEXTS_OF_ALL:
+                    continue
                 if costs and 1.2 * count * 62 / self._speeds[key] > end - time.monotonic():
                     continue
                 workload = self._source.mixed(count)
-    XX                costs[str(count)] = {
+                try:
+                    sample = self._workers[key].sample(
+                        self._request(workload, BATCH_TEXTS), timeout_s=LONGEST_REQUEST_S
+                    )
+                except WorkerProblem as problem:
+                    self._fail(key, str(problem))
+                    break
+                costs[str(count)] = {
                     "us_per_token": 1e6 * sample.total_s / workload.num_tokens,
                     "disturbed": not sample.clean,
                 }
@@ -476,7 +510,7 @@ class Run:
     def _neighbour(self, share_s: float) -> dict[str, Any]:
         """Speed beside one process that keeps a core busy, over the speed without it, in turn."""
         count = int(share_s / 6 / sum(62 / self._speeds[key] for key in self.running))
-        workload = self._source.mixed(max(32, min(count, 256, self.settings.most_texts)))
+        workload = self._source.mixed(min(max(128, min(count, 256)), self.settings.most_texts))
         self._note(workload, name="neighbour")
         request = self._request(workload, BATCH_TEXTS)
         found: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Models to measure: a folder, the small real one, or the shape of BERT-base with random weights."""
+"""Models to measure: a folder, the small real one, or BERT-base's shape with random weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from tokenizers import Tokenizer
 from minibert.cli.fetch import MODEL_NAME, obtain_model
 
 BERT_BASE = "bert-base"
-MODEL_NAMES = (MODEL_NAME, BERT_BASE)
+MINILM = MODEL_NAME
+MODEL_NAMES = (MINILM, BERT_BASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ def find(name: str, models_folder: Path, say: Callable[[str], None]) -> Path:
         models_folder: where the named ones are kept, usually build/models.
         say: receives a line before slow steps.
     """
-    if name == MODEL_NAME:
+    if name == MINILM:
         return obtain_model(models_folder, say)
     if name == BERT_BASE:
         target = models_folder / BERT_BASE
@@ -66,9 +67,11 @@ def shape_of(folder: Path) -> Shape:
         limit = json.loads(sentence.read_text(encoding="utf-8")).get("max_seq_length") or limit
     sizes = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads")
     missing = [name for name in sizes if name not in config]
-    if missing:
+    if missing or limit is None:
+        missing = missing or ["max_position_embeddings"]
         raise ValueError(f"{folder}/config.json must have {', '.join(missing)}")
-    return Shape(*(int(config[name]) for name in sizes), max_length=int(limit))
+    hidden, layers, intermediate, heads = (int(config[name]) for name in sizes)
+    return Shape(hidden, layers, intermediate, heads, int(limit))
 
 
 def token_counter(folder: Path) -> Callable[..., list[int]]:
@@ -83,19 +86,23 @@ def token_counter(folder: Path) -> Callable[..., list[int]]:
     return count
 
 
-def write_bert_base(folder: Path, model: Path) -> None:
+def write_bert_base(folder: Path, model: Path, *, num_hidden_layers: int = 12) -> None:
     """A model of BERT-base's shape: random weights, the tokenizer and modules of another model.
 
     Args:
         folder: to write; appears complete or not at all.
         model: a sentence-transformers folder with WordPiece of BERT's English vocabulary.
+        num_hidden_layers: BERT-base has 12.
     """
     scratch = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(scratch, ignore_errors=True)
     shutil.copytree(model, scratch, ignore=shutil.ignore_patterns("*.safetensors", "README.md"))
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     config.update(
-        hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072
+        hidden_size=768,
+        num_hidden_layers=num_hidden_layers,
+        num_attention_heads=12,
+        intermediate_size=3072,
     )
     (scratch / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     pooling = scratch / "1_Pooling" / "config.json"

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import contenders, is_minibert, measured, name
+from benchmarks.report import contenders, is_minibert, name
 
+KINDS = ("throughput", "latency", "footprint", "texts")
 OURS, THEIRS = "#1f6f8b", "#b8b8b8"
 
 
@@ -15,7 +16,7 @@ def draw(results: Mapping[str, Any], stem: Path) -> list[Path]:
     """Draw every picture that the results have figures for.
 
     Args:
-        results: of `results.assemble`.
+        results: of `record.assemble`.
         stem: path of the pictures without `-<what>.svg`.
 
     Returns:
@@ -30,12 +31,8 @@ def draw(results: Mapping[str, Any], stem: Path) -> list[Path]:
     matplotlib.rcParams["svg.hashsalt"] = "minibert"  # the same results give the same file
     matplotlib.rcParams["axes.spines.top"] = matplotlib.rcParams["axes.spines.right"] = False
     written = []
-    for what, make in (
-        ("throughput", _throughput),
-        ("latency", _latency),
-        ("footprint", _footprint),
-        ("texts", _texts),
-    ):
+    makers = (_throughput, _latency, _footprint, _texts)
+    for what, make in zip(KINDS, makers, strict=True):
         figure = make(results)
         if figure is not None:
             path = stem.with_name(f"{stem.name}-{what}.svg")
@@ -94,12 +91,12 @@ def _footprint(results: Mapping[str, Any]) -> Any:
     order = sorted(found, key=lambda key: -found[key]["peak_bytes"])
     figure, axes = _figure(len(order), 3)
     columns = {
-        "peak memory, MB": lambda entry: entry["peak_bytes"] / 1e6,
-        "cold start, s": lambda entry: entry["cold_start_s"]["median"],
-        "installed, MB": lambda entry: entry["installed_bytes"] / 1e6,
+        "peak memory, MB": {key: found[key]["peak_bytes"] / 1e6 for key in order},
+        "cold start, s": {key: found[key]["cold_start_s"]["median"] for key in order},
+        "installed, MB": {key: found[key]["installed_bytes"] / 1e6 for key in order},
     }
-    for axis, (label, value) in zip(axes, columns.items(), strict=True):
-        _bars(axis, results, {key: value(measured(results, "footprint", key)) for key in order})
+    for axis, (label, values) in zip(axes, columns.items(), strict=True):
+        _bars(axis, results, values)
         axis.set_xlabel(label)
     return figure
 

@@ -45,10 +45,16 @@ def summary(results: Results) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def full(results: Results) -> str:
-    """Everything: the headline and a table for each further measurement."""
+def full(results: Results, pictures: Sequence[str] = ()) -> str:
+    """Everything: the headline and a table for each further measurement.
+
+    Args:
+        results: of a file.
+        pictures: addresses of its pictures, as the page reaches them.
+    """
     sections = [
         summary(results),
+        "\n".join(f"![{picture.rpartition('-')[2]}]({picture})" for picture in pictures),
         section("Requests", request_table(results)),
         section("Single texts", single_table(results)),
         section("Share of the ceilings", floor_table(results)),

@@ -1,4 +1,4 @@
-"""The results file: what a run found, on what, with what; everything that the tables are made of."""
+"""The results file: what a run found, on what and with what; the tables are made of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks import ceilings
 from benchmarks.environments import CHECKOUT, sources_digest, weights_digest
 from benchmarks.harness import Run
-from benchmarks.models import shape_of
+from benchmarks.models import MINILM, shape_of
 from benchmarks.rounds import DISTURBED_ABOVE
 from minibert.cli import machine
 
@@ -132,7 +132,7 @@ def file_name(results: Mapping[str, Any]) -> str:
     about = results["device"]
     feature = next((f for f in FEATURES_IN_NAMES if f in about["features"]), "")
     threads = f"{results['options']['threads']} threads"
-    model = "" if results["model"]["name"] == "all-MiniLM-L6-v2" else results["model"]["name"]
+    model = "" if results["model"]["name"] == MINILM else results["model"]["name"]
     words = f"{about['processor']} {feature} {threads} {model}".lower()
     return f"{results['date']}-{re.sub(r'[^a-z0-9]+', '-', words).strip('-')}.json"
 
