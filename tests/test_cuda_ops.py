@@ -245,6 +245,11 @@ def test_heads_run_on_pooled_vectors(dtype: str) -> None:
 def test_an_empty_batch_gives_empty_arrays(small: Loaded) -> None:
     hidden, pooled = encode(cuda_ops("emulator", "float16"), small, pack([]))
     assert hidden.shape == (0, 64) and pooled.shape == (0, 64)
+    ops = cuda_ops("emulator", "float16")
+    word = ops.prepare_embedding(np.ones((4, 16), np.float32))
+    with ops.stream(alone=True) as stream:
+        rows = stream.embed(stream.upload(pack([])), (word, None, None), None)
+        assert stream.download(stream.concatenate([rows, rows])).shape == (0, 32)
 
 
 # ---- graphs and memory -------------------------------------------------------------------------

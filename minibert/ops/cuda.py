@@ -486,7 +486,7 @@ class CudaOps:
         offset = self.device.view(
             out.data,
             begin * ELEMENT_BYTES[out.dtype],
-            (out.num_rows * out.row_stride - begin,),
+            (max(out.num_rows * out.row_stride - begin, 0),),
             STORAGE[out.dtype],
         )
         self._launch(
