@@ -38,7 +38,8 @@ def debug_option(function: Decorated) -> Decorated:
 _ENGINE_OPTIONS = (
     click.option("--device", default="auto", show_default=True, help="auto, cpu, numpy or cuda."),
     click.option(
-        "--dtype", default="float32", show_default=True, help="How linear layers compute."
+        "--dtype",
+        help="How linear layers compute.  [default: int8 for a quantized model, else float32]",
     ),
     click.option(
         "--matmul-precision",

@@ -15,21 +15,40 @@ _log = logging.getLogger("minibert")
 
 
 def make_ops(
-    device: str, *, dtype: str, matmul_precision: str, threads: int | None
+    device: str,
+    *,
+    dtype: str | None,
+    matmul_precision: str,
+    threads: int | None,
+    quantized: bool = False,
 ) -> tuple[Ops, str]:
     """Make the Ops of a device.
 
     Args:
         device: one of `DEVICES`; "numpy" is the reference without kernels.
-        dtype: how linear layers compute.
+        dtype: how linear layers compute; None for int8 where the checkpoint is quantised and the
+            device has it, else float32.
         matmul_precision: for float32, how exactly.
         threads: most threads of the CPU kernels; all usable cores when None.
+        quantized: whether the checkpoint holds int8 weights.
 
     Returns:
         The Ops, and a sentence that says why it was chosen.
 
     Raises:
         DeviceError: an unknown device, or one that cannot do what was asked.
+    """
+    check_device(device, matmul_precision=matmul_precision, threads=threads)
+    ops, reason = _cpu(device, dtype, matmul_precision, threads, quantized)
+    _log.info("device %r: ops %s (%s)", device, ops.name, reason)
+    return ops, reason
+
+
+def check_device(device: str, *, matmul_precision: str, threads: int | None) -> None:
+    """Refuse arguments that no model could make right, before one is looked for.
+
+    Raises:
+        DeviceError: as `make_ops`.
     """
     if matmul_precision not in MATMUL_PRECISIONS:
         raise DeviceError(
@@ -42,21 +61,21 @@ def make_ops(
         raise DeviceError(f"threads must be at least 1, got {threads!r}")
     if device not in DEVICES:
         raise DeviceError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
-    ops, reason = _cpu(device, dtype, matmul_precision, threads)
-    _log.info("device %r: ops %s (%s)", device, ops.name, reason)
-    return ops, reason
 
 
-def _cpu(device: str, dtype: str, matmul_precision: str, threads: int | None) -> tuple[Ops, str]:
+def _cpu(
+    device: str, dtype: str | None, matmul_precision: str, threads: int | None, quantized: bool
+) -> tuple[Ops, str]:
     """The kernels where they were built; else NumPy, whose float32 meets every precision."""
     if device == "numpy":
-        return ReferenceOps(dtype), "asked for"
+        return ReferenceOps(dtype or "float32"), "asked for"
     if dtype == "float64":
         return ReferenceOps(dtype), "float64 is computed by NumPy"
     from minibert.ops import cpu
 
     built, why = cpu.available()
     if built:
+        dtype = dtype or ("int8" if quantized else "float32")
         ops = cpu.CpuOps(dtype, matmul_precision=matmul_precision, threads=threads)
         return ops, f"own kernels, {why}, {ops.num_streams} threads"
-    return ReferenceOps(dtype), f"NumPy: {why}"
+    return ReferenceOps(dtype or "float32"), f"NumPy: {why}"
