@@ -8,7 +8,7 @@ read from its tensors, so layers need not be alike.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ Float32 = NDArray[np.float32]
 class LinearWeights:
     """weight (out_features, in_features) and bias (out_features,) or None; float32.
 
-    `quantized`: the weight is an exact product of int8 values and a scale per output feature.
+    `quantized`: the weight is an exact product of int8 values and a scale per output feature, and
+    the checkpoint does not ask for float activations.
     """
 
     weight: Float32
@@ -185,9 +186,15 @@ class _Reader:
                 f"layer_shapes, its query has {num_heads}"
             )
         inner = num_heads * config.head_dim
+        float_layers = (config.quantization or {}).get("float_layers", ())
+
+        def linear(part: str, out_features: int, in_features: int, label: str = "") -> Any:
+            label = f"layer.{i}.{label or part}"  # the name that `prepare_linear` is given
+            weights = self.linear(names[part], out_features, in_features)
+            return replace(weights, quantized=weights.quantized and label not in float_layers)
+
         parts = [
-            self.linear(names[part], inner, config.hidden_size)
-            for part in ("query", "key", "value")
+            linear(part, inner, config.hidden_size, "qkv") for part in ("query", "key", "value")
         ]
         intermediate_size = self.rows(names["intermediate"])
         if not 1 <= intermediate_size <= config.intermediate_size:
@@ -203,10 +210,10 @@ class _Reader:
         return LayerWeights(
             num_heads=num_heads,
             qkv=_fuse(parts),
-            attention_output=self.linear(names["attention_output"], config.hidden_size, inner),
+            attention_output=linear("attention_output", config.hidden_size, inner),
             attention_norm=self.norm(names["attention_norm"], config.hidden_size),
-            intermediate=self.linear(names["intermediate"], intermediate_size, config.hidden_size),
-            output=self.linear(names["output"], config.hidden_size, intermediate_size),
+            intermediate=linear("intermediate", intermediate_size, config.hidden_size),
+            output=linear("output", config.hidden_size, intermediate_size),
             output_norm=self.norm(names["output_norm"], config.hidden_size),
         )
 
@@ -232,8 +239,8 @@ class _Reader:
             return self.array(name, shape), 32
         if self.config.quantization is None:
             raise WeightsError(
-                f"{self.tensors[pair[0]].file}: {pair[0]} must be made known by quantization_config "
-                "in config.json, which has none"
+                f"{self.tensors[pair[0]].file}: {pair[0]} must be known to "
+                "quantization_config in config.json, which has none"
             )
         if self.prefix + name in self.tensors or pair[1] not in self.tensors:
             raise WeightsError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +17,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import serialize_file
 
-from minibert.errors import InputError, WeightsError
+from minibert.errors import InputError
 from minibert.weights.names import NAME_TABLES, NameTable
 from minibert.weights.tensors import (
     INDEX_FILE,
@@ -32,18 +32,6 @@ from minibert.weights.tensors import (
 LINEAR_PARTS = ("query", "key", "value", "attention_output", "intermediate", "output")
 """Canonical names of a layer's linear maps, as in `NameTable.layer`."""
 
-_DTYPE_NAMES: Mapping[str, str] = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
 _DTYPES_OF_ARRAYS = {"f4": "F32", "f2": "F16", "i1": "I8", "u1": "U8"}
 # Files that describe other forms of the weights, or weights of other frameworks.
 _NOT_COPIED = (".safetensors", ".bin", ".h5", ".msgpack", ".onnx", ".ot", ".ckpt", ".gguf")
@@ -117,12 +105,7 @@ class Checkpoint:
 
     def keep_layers(self, layers: Sequence[int]) -> None:
         """Keep these layers, numbered anew from 0; the others' tensors go."""
-        # Names that differ between two layers differ in the number only.
-        first, second = (
-            {self.table.layer[part].format(i=i) for part in self.table.layer} for i in (0, 1)
-        )
-        stem = os.path.commonprefix([*first, *second])
-        start = self.prefix + stem
+        start = self.prefix + self.table.layer["query"].partition("{i}")[0]
         numbers = {old: new for new, old in enumerate(layers)}
         renewed = {}
         for name, entry in self.tensors.items():
@@ -144,21 +127,37 @@ class Checkpoint:
             if self.files[0].name != SINGLE_FILE and index.is_file():
                 shutil.copyfile(index, folder / INDEX_FILE)
             return
-        described = {}
-        for name, entry in self.tensors.items():
-            if entry.dtype not in _DTYPE_NAMES:
-                raise WeightsError(f"{entry.file}: {name} has dtype {entry.dtype}, which is unknown")
-            described[name] = {
-                "dtype": _DTYPE_NAMES[entry.dtype],
-                "shape": list(entry.data.shape),
-                "data": np.ascontiguousarray(entry.data).tobytes(),
-            }
-        serialize_file(described, str(folder / SINGLE_FILE), {"format": "pt"})
+        write_safetensors(folder / SINGLE_FILE, self.tensors)
 
     @property
     def num_bytes(self) -> int:
         """Size of all tensors."""
         return sum(entry.data.nbytes for entry in self.tensors.values())
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, TensorEntry]) -> None:
+    """Write a safetensors file: header length, JSON header, data in the order given.
+
+    https://huggingface.co/docs/safetensors
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    # Wide numbers first: then every tensor is aligned to its own size.
+    order = sorted(tensors, key=lambda name: -tensors[name].data.dtype.itemsize)
+    end = 0
+    for name in order:
+        entry = tensors[name]
+        begin, end = end, end + entry.data.nbytes
+        header[name] = {
+            "dtype": entry.dtype,
+            "shape": list(entry.data.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in order:
+            file.write(np.ascontiguousarray(tensors[name].data).data)
 
 
 def to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:

@@ -3,7 +3,7 @@
 | bits | weight_q | weight_scale |
 |---|---|---|
 | 8 | I8 (rows, columns), -127..127 | F32 (rows,) |
-| 4 | U8 (rows, ceil(columns / 2)), the even column in the low four bits, value + 8 | F32 (rows, groups) |
+| 4 | U8 (rows, ceil(columns / 2)), value + 8, even column in the low bits | F32 (rows, groups) |
 
 A matrix called `x.weight` in the original is the pair `x.weight_q`, `x.weight_scale`. Scales of 8
 bits have 16 significant bits, so that every product weight_q * weight_scale, and 127 times the
@@ -50,8 +50,8 @@ def pack_int4(weight_q: NDArray[np.int8]) -> NDArray[np.uint8]:
     nibbles = (weight_q.astype(np.int16) + 8).astype(np.uint8)
     if nibbles.shape[1] % 2:
         nibbles = np.pad(nibbles, ((0, 0), (0, 1)), constant_values=8)
-    packed: NDArray[np.uint8] = nibbles[:, 0::2] | (nibbles[:, 1::2] << 4)
-    return packed
+    packed = nibbles[:, 0::2] | (nibbles[:, 1::2] << 4)
+    return packed.astype(np.uint8)
 
 
 def unpack_int4(packed: NDArray[np.uint8], columns: int) -> NDArray[np.int8]:

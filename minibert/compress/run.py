@@ -160,7 +160,7 @@ def layer_flops(layer: LayerWeights, num_tokens: int, sum_squared_seqlens: int) 
         num_tokens: of all texts.
         sum_squared_seqlens: of all texts.
     """
-    linear = sum(
+    linear: int = sum(
         part.weight.size
         for part in (layer.qkv, layer.attention_output, layer.intermediate, layer.output)
     )
