@@ -285,6 +285,11 @@ class EncoderConfig:
             raise ConfigError(f"{source}: {error}".replace(f"{source}: {source}", source)) from None
 
 
+def config_key(model_type: str, name: str) -> str:
+    """What config.json calls a field of EncoderConfig in this family."""
+    return (_DISTILBERT_KEYS if model_type == "distilbert" else _BERT_KEYS)[name]
+
+
 def read_json(path: Path, *, kind: type = dict) -> Any:
     """Read a JSON file that must hold an object (or, with `kind=list`, an array).
 

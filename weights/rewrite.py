@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibert.errors import InputError
+from minibert.weights.checkpoint import LayerWeights, LinearWeights
 from minibert.weights.names import NAME_TABLES, NameTable
 from minibert.weights.tensors import (
     INDEX_FILE,
@@ -31,6 +32,8 @@ from minibert.weights.tensors import (
 
 LINEAR_PARTS = ("query", "key", "value", "attention_output", "intermediate", "output")
 """Canonical names of a layer's linear maps, as in `NameTable.layer`."""
+FUSED_PARTS = LINEAR_PARTS[:3]
+"""Those that `LayerWeights.qkv` joins, in its order."""
 
 _DTYPES_OF_ARRAYS = {"f4": "F32", "f2": "F16", "i1": "I8", "u1": "U8"}
 # Files that describe other forms of the weights, or weights of other frameworks.
@@ -102,6 +105,22 @@ class Checkpoint:
                 renewed[part] = TensorEntry(dtype, np.ascontiguousarray(values), file)
         self.tensors = renewed
         self.changed = True
+
+    def write_layer(self, i: int, old: LayerWeights, new: LayerWeights) -> None:
+        """Replace what differs between two versions of a layer; the rest keeps its bytes."""
+        size = old.qkv.weight.shape[0] // 3, new.qkv.weight.shape[0] // 3
+        for k, part in enumerate(LINEAR_PARTS):
+            fused = part in FUSED_PARTS
+            name = "qkv" if fused else part
+            before: LinearWeights = getattr(old, name)
+            after: LinearWeights = getattr(new, name)
+            first = slice(k * size[0], (k + 1) * size[0]) if fused else slice(None)
+            second = slice(k * size[1], (k + 1) * size[1]) if fused else slice(None)
+            if not np.array_equal(before.weight[first], after.weight[second]):
+                self.write(self.layer_name(i, part), after.weight[second])
+            if before.bias is not None and after.bias is not None:
+                if not np.array_equal(before.bias[first], after.bias[second]):
+                    self.write(self.layer_name(i, part, "bias"), after.bias[second])
 
     def keep_layers(self, layers: Sequence[int]) -> None:
         """Keep these layers, numbered anew from 0; the others' tensors go."""

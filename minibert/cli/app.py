@@ -31,6 +31,7 @@ from minibert.errors import DeviceError, EngineClosedError, MinibertError
 COMMANDS = {
     "encode": "Encode texts into vectors.",
     "quantize": "Write a copy of a model with int8 or int4 weights.",
+    "prune": "Write a smaller copy of a model: fewer heads, neurons, layers.",
     "explain": "Show how a model is read and run, and why.",
     "doctor": "Show what this machine offers minibert and what is missing.",
     "demo": "Search a small text set by meaning, with a real model.",

@@ -19,6 +19,7 @@ from minibert.pooling import output_dimension, prepare_steps
 from minibert.runner import Runner, make_budget
 from minibert.weights.checkpoint import EncoderWeights, LayerWeights
 
+_OBSERVED_TOKENS = 256  # small batches, so that some can train and others check
 WrapOps = Callable[[Ops], Ops]
 
 
@@ -109,7 +110,7 @@ class PreparedRun:
         parameters = model.prepare(ops, self.weights, self.config)
         budget = make_budget(
             lambda *_: 0,
-            max_batch_tokens=ops.preferred_batch_tokens,
+            max_batch_tokens=ops.preferred_batch_tokens if observer is None else _OBSERVED_TOKENS,
             max_length=loaded.max_length,
             num_streams=ops.num_streams,
             memory_limit=None,
@@ -160,12 +161,12 @@ def layer_flops(layer: LayerWeights, num_tokens: int, sum_squared_seqlens: int) 
         num_tokens: of all texts.
         sum_squared_seqlens: of all texts.
     """
-    linear: int = sum(
+    linear = sum(
         part.weight.size
         for part in (layer.qkv, layer.attention_output, layer.intermediate, layer.output)
     )
     context = layer.qkv.weight.shape[0] // 3
-    return 2 * num_tokens * linear + 4 * context * sum_squared_seqlens
+    return int(2 * num_tokens * linear + 4 * context * sum_squared_seqlens)
 
 
 def encoder_flops(weights: EncoderWeights, texts: TextRun) -> int:
