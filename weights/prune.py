@@ -52,11 +52,34 @@ class Moments:
         wide = in_features + 1
         return cls(np.zeros((wide, wide)), np.zeros((out_features, wide)), 0.0, 0)
 
-    def plus(self, hidden: FloatArray, target: FloatArray) -> Moments:
-        """With these rows: hidden (num_rows, in_features), target (num_rows, out_features)."""
+    def plus(
+        self,
+        hidden: FloatArray,
+        target: FloatArray,
+        cu_seqlens: FloatArray | None = None,
+        *,
+        mean_weight: float = 0.0,
+    ) -> Moments:
+        """With these rows.
+
+        Args:
+            hidden: (num_rows, in_features).
+            target: (num_rows, out_features).
+            cu_seqlens: (num_seqs + 1,) bounds of the texts.
+            mean_weight: how much more the error of a text's mean counts than that of a token: what
+                a pooled embedding sees is the mean.
+        """
         rows = np.empty((hidden.shape[0], hidden.shape[1] + 1), np.float32)
         rows[:, :-1] = hidden
         rows[:, -1] = 1.0
+        if mean_weight > 0.0 and cu_seqlens is not None:
+            # n |mean|^2 of n tokens is the mean's share of the sum of squares.
+            scale = np.sqrt(mean_weight / np.diff(cu_seqlens))[:, None].astype(np.float32)
+            means, wanted = (
+                np.add.reduceat(values, cu_seqlens[:-1], axis=0) * scale
+                for values in (rows, target)
+            )
+            rows, target = np.concatenate((rows, means)), np.concatenate((target, wanted))
         return Moments(
             self.gram + rows.T @ rows,
             self.cross + target.T @ rows,

@@ -19,6 +19,8 @@ from minibert.weights.checkpoint import EncoderWeights, LinearWeights
 from minibert.weights.prune import Moments, refit_to_target
 
 Step = Callable[[], None]
+MEAN_WEIGHT = 4.0
+"""How much more the error of a text's mean counts than that of a token."""
 _CHECK_EVERY = 5  # every fifth batch checks instead of training
 
 
@@ -51,9 +53,13 @@ class _Fitter:
             self.train = self.check = empty
         # Whole batches, so whole texts: tokens of one text resemble one another.
         if self.batch % _CHECK_EVERY == _CHECK_EVERY - 1:
-            self.check = self.check.plus(event.hidden, wanted)
+            self.check = self.check.plus(
+                event.hidden, wanted, event.cu_seqlens, mean_weight=MEAN_WEIGHT
+            )
         else:
-            self.train = self.train.plus(event.hidden, wanted)
+            self.train = self.train.plus(
+                event.hidden, wanted, event.cu_seqlens, mean_weight=MEAN_WEIGHT
+            )
         self.batch += 1
 
 

@@ -31,12 +31,14 @@ class LinearEvent:
         hidden: (num_rows, in_features), its input.
         residual: (num_rows, out_features) that was added, or None.
         out: (num_rows, out_features), its result, activation and residual included.
+        cu_seqlens: (num_seqs + 1,) bounds of the batch's texts.
     """
 
     name: str
     hidden: NDArray[Any]
     residual: NDArray[Any] | None
     out: NDArray[Any]
+    cu_seqlens: NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class RecordingOps:
         self.preferred_batch_tokens = inner.preferred_batch_tokens
         self.head_dim_multiple = inner.head_dim_multiple
         self._one_at_a_time = threading.Lock()
+        self._cu_seqlens = np.zeros(1, np.int32)
 
     @contextmanager
     def stream(self, *, alone: bool) -> Iterator[RecordingOps]:
@@ -109,7 +112,8 @@ class RecordingOps:
         return self.inner.prepare_embedding(weight)
 
     def upload(self, batch: Batch) -> Any:
-        """See `Ops.upload`."""
+        """See `Ops.upload`; keeps the bounds of the texts."""
+        self._cu_seqlens = batch.cu_seqlens
         return self.inner.upload(batch)
 
     def download(self, array: Array) -> NDArray[np.float32]:
@@ -133,7 +137,7 @@ class RecordingOps:
         if self.wanted is None or self.wanted(weights.name):
             added = None if residual is None else self.inner.download(residual)
             seen = self.inner.download(hidden), added, self.inner.download(out)
-            self.observer(LinearEvent(weights.name, *seen))
+            self.observer(LinearEvent(weights.name, *seen, self._cu_seqlens))
         return out
 
     def layer_norm(self, hidden: Array, norm: Any) -> Array:
