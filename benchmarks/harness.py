@@ -344,6 +344,8 @@ class Run:
         if name == "long":
             fewest //= 4
         count = int(share_s / (self.settings.rounds + 1) / text_s)
+        if fewest * text_s > share_s:  # not even one round fits: on a slow machine, smaller ones
+            fewest = max(8, int(share_s / 2 / text_s))
         return make[name](max(fewest, min(count, self.settings.most_texts)))
 
     def _requests(self, name: str, share_s: float) -> Workload:
