@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from minibert import model
+from minibert import Engine, model
 from minibert.batch import Batch, pack
 from minibert.config import EncoderConfig
 from minibert.errors import (
@@ -23,7 +24,7 @@ from minibert.errors import (
 )
 from minibert.kernels.cuda.emulated import EmulatedDevice
 from minibert.loading import load_model
-from minibert.ops.cuda import DTYPES, CudaOps, cuda_ops
+from minibert.ops.cuda import DTYPES, CudaOps, DeviceArray, cuda_ops
 from minibert.ops.cuda_weights import quantize_weight, to_dtype
 from minibert.ops.interface import ForwardShape
 from minibert.ops.reference import ReferenceOps
@@ -165,6 +166,21 @@ def test_a_text_has_the_same_bytes_alone_and_in_every_order(small: Loaded, dtype
     alone = encode(ops, small, pack([texts[2]]))
     assert np.array_equal(alone[1][0], together[1][2])
     assert np.array_equal(alone[0], together[0][43:60])
+
+
+def test_float_layers_are_not_quantized(small: Loaded) -> None:
+    linears = ("qkv", "attention_output", "intermediate", "output")
+    every = [f"layer.{i}.{name}" for i in range(2) for name in linears]
+    batch = pack(random_texts([6]))
+    kept = CudaOps(
+        EmulatedDevice(80), name="emulator", dtype="int8", float_layers=every, reuse_memory=False
+    )
+    expected = encode(cuda_ops("emulator", "float16"), small, batch)
+    for found, float16 in zip(encode(kept, small, batch), expected, strict=True):
+        assert np.array_equal(found, float16)
+    parameters = model.prepare(cuda_ops("emulator", "int8", float_layers=every[:1]), *small)
+    assert parameters.layers[0].qkv.weight_scale is None
+    assert parameters.layers[1].qkv.weight_scale is not None
 
 
 def test_the_narrow_kernel_is_opt_in(small: Loaded) -> None:
@@ -359,6 +375,30 @@ def test_a_full_device_says_so_and_stays_usable(small: Loaded) -> None:
     assert np.isfinite(found).all()
 
 
+def test_memory_is_free_again_while_the_error_is_handled(small: Loaded) -> None:
+    weights, config = small
+    device = Counting()
+    ops = graph_ops(device)
+    parameters = model.prepare(ops, weights, config)
+
+    def function(stream: Any, uploaded: Any) -> tuple[Any, ...]:
+        return (model.encode(stream, uploaded, parameters, config),)
+
+    def living() -> int:
+        gc.collect()
+        return sum(type(thing) is DeviceArray for thing in gc.get_objects())
+
+    before = living()
+    device.limit = 20_000
+    with ops.stream(alone=True) as stream:
+        try:
+            stream.forward(pack(random_texts([60] * 3)), function, key="states")
+        except DeviceMemoryError:
+            assert living() == before
+            (half,) = stream.forward(pack(random_texts([20])), function, key="states")
+        assert half.shape == (20, 64)
+
+
 def test_scratch_grows_with_each_size() -> None:
     ops = cuda_ops("emulator", "float16")
     base = dict(
@@ -467,6 +507,18 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
             stream.attention(narrow, uploaded, num_heads=1, head_dim=8, softmax_scale=0.0)
     with pytest.raises(DeviceError, match="hidden_size must be a multiple of 8"):
         ops.prepare_embedding(np.ones((4, 12), np.float32))
+
+
+# ---- the engine --------------------------------------------------------------------------------
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_an_engine_gives_a_text_the_same_bytes_in_every_call(tiny: TinyModel, dtype: str) -> None:
+    texts = ["the cat sat on the mat", "a", "bread stays soft in a paper bag and the dog sat"]
+    with Engine.from_pretrained(tiny("bert", **SHAPE), device="emulator", dtype=dtype) as engine:
+        together = engine.encode(texts)
+        assert np.array_equal(engine.encode(texts[::-1]), together[::-1])
+        assert np.array_equal(engine.encode(texts[0]), together[0])
+        states = engine.encode(texts, output_value="token_embeddings")
+    assert [len(rows) for rows in states] == [8, 3, 13]
 
 
 # ---- the real model ----------------------------------------------------------------------------

@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1 or emulator")
     parser.add_argument("--out", type=Path, help="folder of the results")
+    parser.add_argument("--tiny", action="store_true", help="sizes of the emulator on a GPU too")
     parser.add_argument("--time-limit", type=float, default=560.0, help="seconds for all of it")
     chosen = parser.parse_args(arguments)
     out = chosen.out or Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results")
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     emulated = kind == "emulator"
     device: Device = EmulatedDevice(80) if emulated else CupyDevice(int(number or 0))
     report = Report(_environment(device, kind))
-    stages = _stages(report, device, chosen.device, emulated)
+    stages = _stages(report, device, chosen.device, emulated=emulated, tiny=emulated or chosen.tiny)
     for name, stage in stages.items():
         left = chosen.time_limit - (time.monotonic() - begin)
         if left < 15:
@@ -69,39 +70,39 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _stages(
-    report: Report, device: Device, device_name: str, emulated: bool
+    report: Report, device: Device, device_name: str, *, emulated: bool, tiny: bool
 ) -> dict[str, Callable[[float], None]]:
     """Stage -> what it does with the seconds that are left; sizes depend on the device."""
-    bench = _bench(report, device, emulated)
+    bench = _bench(report, device, emulated, tiny)
     emulator = EmulatedDevice(_emulated_capability(device), checks=False)
     dtypes = ["float32", "float16", "bfloat16", "int8"]
     if device.target.compute_capability < 80:
         dtypes.remove("bfloat16")
-    models = [TINY] if emulated else [MINILM, BASE, LARGE]
-    small = TINY if emulated else MINILM
+    models = [TINY] if tiny else [MINILM, BASE, LARGE]
+    small = TINY if tiny else MINILM
     found: dict[str, Any] = {"ceilings": None}
     files = [f"tests/kernels/cuda/{name}" for name in KERNEL_TESTS]
-    if emulated:
+    if tiny:
         # The test suite runs the rest of them in the emulator anyway.
         files = [files[-1] + "::test_a_row_of_zeros_is_normalised_to_zeros"]
 
     def parity(left: float) -> None:
         checks.parity(report, device, emulator, TINY, [9, 1, 30], dtypes)
-        if not emulated:
+        if not tiny:
             checks.parity(report, device, emulator, MINILM, [7, 12, 3], ["float16", "int8"])
 
     def ceilings(left: float) -> None:
-        size, nbytes = (64, 1 << 20) if emulated else (8192, 1 << 30)
+        size, nbytes = (64, 1 << 20) if tiny else (8192, 1 << 30)
         found["ceilings"] = timings.ceilings(bench, size, nbytes)
 
     def linear_layers(left: float) -> None:
         for shape in models[:2]:
-            tokens = (8,) if emulated else (16, 128, 2816, 16384)
+            tokens = (8,) if tiny else (16, 128, 2816, 16384)
             timings.linear_layers(bench, shape, tokens, found["ceilings"])
 
     def attentions(left: float) -> None:
         cases = [(1, 16, 2, 32)]
-        if not emulated:
+        if not tiny:
             cases = [(32, 128, 12, 64), (64, 512, 12, 64), (64, 512, 12, 32), (16, 512, 16, 128)]
         timings.attentions(bench, cases, found["ceilings"])
 
@@ -110,7 +111,7 @@ def _stages(
 
     def whole_models(left: float) -> None:
         cases = {"1 x 16": [16]}
-        if not emulated:
+        if not tiny:
             cases |= {
                 "1 x 128": [128],
                 "32 x 128": [128] * 32,
@@ -118,7 +119,7 @@ def _stages(
                 "64 x 512": [512] * 64,
             }
         for shape in models:
-            chosen = ["float16"] if emulated else ["float16", "bfloat16", "int8"]
+            chosen = ["float16"] if tiny else ["float16", "bfloat16", "int8"]
             chosen = [dtype for dtype in chosen if dtype in dtypes]
             timings.whole_models(bench, shape, cases, chosen, found["ceilings"])
 
@@ -136,7 +137,7 @@ def _stages(
     }
 
 
-def _bench(report: Report, device: Device, emulated: bool) -> timings.Bench:
+def _bench(report: Report, device: Device, emulated: bool, tiny: bool) -> timings.Bench:
     try:
         import torch
     except ImportError:
@@ -145,12 +146,12 @@ def _bench(report: Report, device: Device, emulated: bool) -> timings.Bench:
     if torch is not None and not emulated and not torch.cuda.is_available():
         torch = None
         report.skipped["PyTorch"] = "sees no GPU: no rivals and no floors"
+    rounds = Rounds(rounds=2, target_us=1.0, warm_ups=1) if tiny else Rounds()
     if emulated:
-        rounds = Rounds(rounds=2, target_us=1.0, warm_ups=1)
         return timings.Bench(report, device, WallClock(), rounds, torch, "cpu")
     import cupy
 
-    return timings.Bench(report, device, CupyClock(cupy), Rounds(), torch, "cuda")
+    return timings.Bench(report, device, CupyClock(cupy), rounds, torch, "cuda")
 
 
 def _emulated_capability(device: Device) -> int:

@@ -63,8 +63,8 @@ def table() -> str:
         "|---|" + "---|" * len(ARCHITECTURES),
     ]
     for (_, kernel), found in sorted(rows.items()):
-        cells = [found.get(capability, "-") for capability in ARCHITECTURES]
-        lines.append(f"| `{kernel}` | " + " | ".join(cells) + " |")
+        columns = [found.get(capability, "-") for capability in ARCHITECTURES]
+        lines.append(f"| `{kernel}` | " + " | ".join(columns) + " |")
     return "\n".join(lines)
 
 

@@ -112,6 +112,11 @@ inline void multiply_parts(const char* rows, const char* cols) {
   }
 }
 
+inline void prefetch_step(Ahead& ahead, int64_t lines) {
+  for (int64_t i = 0; i < lines; ++i, ahead.address += ahead.step)
+    __builtin_prefetch(ahead.address, 0, 2);
+}
+
 size_t tiles_scratch_bytes(int64_t) { return 0; }
 
 template <int kParts, int kProducts>
@@ -129,11 +134,13 @@ void tiles_compute(const Linear& linear, const LinearCall& call, int64_t row_beg
     for (int64_t row = row_begin; row < row_end; row += kTileBlock) {
       const char* rows = (const char*)call.prepared + row / kTileBlock * steps * kStepBytes;
       const int64_t num_rows = min_of(kTileBlock, row_end - row);
-      prefetch.step();
+      Ahead ahead = prefetch.spread(steps * kStepBytes / 64);
       prefetch_tile(linear, call, row, num_rows, panel * kTileCols);
       Tiles::clear();
-      for (int64_t step = 0; step < steps; ++step)
+      for (int64_t step = 0; step < steps; ++step) {
+        prefetch_step(ahead, kStepBytes / 64);
         multiply_parts<kProducts>(rows + step * kStepBytes, cols + step * kStepBytes);
+      }
       Tiles::store(sums);
       finish_tile(linear, call,
                   {sums, kTileCols, row, num_rows, panel * kTileCols,

@@ -116,10 +116,11 @@ void int8_tiles_compute(const Linear& linear, const LinearCall& call, int64_t ro
     for (int64_t row = row_begin; row < row_end; row += kTileBlock) {
       const char* rows = blocks + row / kTileBlock * layout.steps * kStepBytes;
       const int64_t num_rows = min_of(kTileBlock, row_end - row);
-      prefetch.step();
+      Ahead ahead = prefetch.spread(layout.steps * kStepBytes / 64);
       prefetch_tile(linear, call, row, num_rows, col);
       Tiles::clear();
       for (int64_t step = 0; step < layout.steps; ++step) {
+        prefetch_step(ahead, kStepBytes / 64);
         Tiles::load_rows(rows + step * kStepBytes);
         Tiles::load_cols(cols + step * kStepBytes);
         Tiles::multiply_int8();

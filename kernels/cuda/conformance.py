@@ -79,15 +79,16 @@ class _Runner:
             for shape, dtype in outputs
         ]
         arguments = [device.to_device(array) for array in inputs]
+        hosts = [device.empty_pinned(4 * int(np.prod(shape))) for shape, _ in outputs]
         with device.use(self.stream):
             device.launch(Launch("conformance.cu", kernel, (1, 1, 1), 32), *made, *arguments)
-        results = []
-        for (shape, dtype), array in zip(outputs, made, strict=True):
-            host = device.empty_pinned(4 * int(np.prod(shape)))
-            device.copy_out(host, array, self.stream)
+            for host, array in zip(hosts, made, strict=True):
+                device.copy_out(host, array, self.stream)
             device.synchronize(self.stream)
-            results.append(np.array(host.view(dtype).reshape(shape)))
-        return results
+        return [
+            np.array(host.view(dtype).reshape(shape))
+            for host, (shape, dtype) in zip(hosts, outputs, strict=True)
+        ]
 
 
 def _fragments(matrix: NDArray[Any], places: list[tuple[int, int]], width: int) -> NDArray[Any]:

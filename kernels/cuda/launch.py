@@ -315,20 +315,21 @@ def gemm_narrow(
 def gemm_tiles(target: Target) -> tuple[_Tile, ...]:
     """Tiles of gemm.cu and gemm_int8.cu for a device, largest first.
 
-    The ring is as deep as leaves two blocks to a multiprocessor; before sm_80 copies are not
-    asynchronous and a deeper ring would bring nothing.
+    The ring of the large tiles is as deep as leaves two blocks to a multiprocessor. That of the
+    small ones is deeper, because they wait for weights: some 40 KB on the way per block. Before
+    sm_80 copies are not asynchronous and a deep ring would bring nothing.
     """
     if target.compute_capability < 80:
-        deep, medium, shallow = 2, 2, 2
+        rings = (2, 2, 2, 2)
     elif target.smem_bytes < 131072:
-        deep, medium, shallow = 3, 3, 4
+        rings = (3, 3, 4, 6)
     else:
-        deep, medium, shallow = 4, 4, 6
+        rings = (4, 4, 6, 8)
     return (
-        _Tile(128, 128, 4, 64, 64, deep),
-        _Tile(64, 64, 8, 32, 32, medium),
-        _Tile(32, 64, 8, 16, 32, shallow),
-        _Tile(16, 64, 8, 16, 32, shallow),
+        _Tile(128, 128, 4, 64, 64, rings[0]),
+        _Tile(64, 64, 8, 32, 32, rings[1]),
+        _Tile(32, 32, 8, 16, 32, rings[2]),
+        _Tile(16, 32, 8, 16, 32, rings[3]),
     )
 
 
@@ -340,8 +341,9 @@ def _choose_tile(target: Target, num_rows: int, out_features: int) -> _Tile:
         blocks = _ceil_div(num_rows, tile.block_m) * _ceil_div(out_features, tile.block_n)
         if blocks >= target.num_sms:
             return tile
-    # Too little work for the device: the smallest tile that reads the weights only once or twice.
-    return next(tile for tile in reversed(tiles) if 2 * tile.block_m >= min(num_rows, 64))
+    # Too little work for the device: the smallest tile that reads the weights once, or twice
+    # where there are more than 32 rows.
+    return next(tile for tile in reversed(tiles) if tile.block_m >= min(num_rows, 32))
 
 
 def _gemm_float32(target: Target, function: str, num_rows: int, out_features: int) -> Launch:

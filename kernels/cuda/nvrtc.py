@@ -250,9 +250,13 @@ class _Program:
         log = self.read("ProgramLog").rstrip(b"\0").decode(errors="replace")
         if code != 0:
             reason = _library().nvrtcGetErrorString(code).decode()
+            hint = ""
+            if "could not open source file" in log and not includes:
+                hint = "\nCUDA's own headers come with the wheel nvidia-cuda-runtime"
             raise DeviceError(
                 f"{self.name} does not compile ({' '.join(options)}): {reason}\n"
                 + explain(log, {self.name: self.source, **self.headers})
+                + hint
             )
         return log
 

@@ -111,7 +111,7 @@ class Chunk:
             specials[f"%tid.{name}"] = threads.tid[axis]
             specials[f"%ctaid.{name}"] = threads.ctaid[axis]
             specials[f"%ntid.{name}"] = self._constant(geometry.block[axis])
-            specials[f"%nctaid.{name}"] = self._constant(geometry.grid[axis])
+            specials[f"%nctaid.{name}"] = threads.nctaid[axis]
         one = np.uint32(1)
         bit = one << threads.lane
         specials["%lanemask_eq"] = bit

@@ -106,13 +106,14 @@ def as_units(data: Array, size: int) -> Array:
     return whole.view(np.uint64).reshape(-1, size // 8)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Tracked:
     """An array of `device_array`: the buffer while it lives, its flags, its allocation id."""
 
     buffer: weakref.ReferenceType[Array]
     written: Array
     number: int
+    complete: bool = False  # every byte was written: nothing is left to look for
 
 
 _tracked: dict[int, _Tracked] = {}  # by host address
@@ -202,12 +203,15 @@ class AddressSpace:
     def _owner(self, root: Array) -> Owner:
         start = _host_address(root)
         if start not in self.owners:
-            data, written = root.reshape(-1).view(np.uint8), None
-            if start in _tracked:
-                written = _tracked[start].written
-                data = data[: written.size]
-            self.owners[start] = Owner(data, written)
-            self.owners[start].notice_host_writes()
+            owner = Owner(root.reshape(-1).view(np.uint8))
+            tracked = _tracked.get(start)
+            if tracked is not None:
+                owner.data = owner.data[: tracked.written.size]
+                if not tracked.complete:
+                    owner.written = tracked.written
+                    owner.notice_host_writes()
+                    tracked.complete = bool(tracked.written.all())
+            self.owners[start] = owner
         return self.owners[start]
 
     def _add(

@@ -43,7 +43,8 @@ from minibert.kernels.emulator.types import Array
 __all__ = ["Kernel", "Module"]
 
 Dim: TypeAlias = "int | Sequence[int]"
-_CHUNK_THREADS = 8192  # registers of more threads no longer fit into a cache
+_CHUNK_THREADS = 4096  # registers of more threads no longer fit into a cache
+_KEPT_SHAPES = 3  # launches of one kernel that stay bound
 _FIRST_VARIABLE = 3  # allocation ids of module variables; 2 is the parameter block
 
 
@@ -140,7 +141,7 @@ class Kernel:
         self._table = [lookup(ins.parts, module.arch) for ins in program.instructions]
         self._granules = _granules(program, self._table)
         program.slots = share_registers(program)
-        self._bound: tuple[tuple[object, ...], Chunk] | None = None
+        self._bound: dict[tuple[object, ...], Chunk] = {}
 
     @property
     def attributes(self) -> dict[str, int]:
@@ -226,12 +227,16 @@ class Kernel:
     def _chunk(
         self, grid: tuple[int, int, int], block: tuple[int, int, int], shared_mem: int
     ) -> Chunk:
-        """The steps for a shape; those of the last shape are kept."""
+        """The steps for a shape; those of the latest shapes are kept."""
         probe = Geometry(grid, block, 1)
-        blocks = max(1, min(probe.total_blocks, _CHUNK_THREADS // probe.stride))
-        key = (grid, block, shared_mem)
-        if self._bound is not None and self._bound[0] == key:
-            return self._bound[1]
+        most = max(1, _CHUNK_THREADS // probe.stride)
+        chunks = -(-probe.total_blocks // most)
+        blocks = -(-probe.total_blocks // chunks)  # chunks of nearly the same size
+        key = (block, blocks, shared_mem)
+        if key in self._bound:
+            self._bound[key] = self._bound.pop(key)  # the latest is the last
+            self._bound[key].threads.set_grid(grid)
+            return self._bound[key]
         chunk = Chunk(
             self._program,
             Geometry(grid, block, blocks),
@@ -250,7 +255,9 @@ class Kernel:
                 step = _guarded(binder, ins, at, step)
             chunk.steps.append(step)
         fuse_runs(binder, self._program, self._table, chunk.steps)
-        self._bound = (key, chunk)
+        self._bound[key] = chunk
+        if len(self._bound) > _KEPT_SHAPES:
+            del self._bound[next(iter(self._bound))]
         return chunk
 
 

@@ -6,7 +6,7 @@ Threads lie one after the other, 32 to a warp, warps to blocks; a block whose si
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NoReturn
 
@@ -121,8 +121,15 @@ class Threads:
         self.real = inside < geometry.block_size
         self.ctaid = [np.zeros(geometry.threads, np.uint32) for _ in range(3)]
         self.block_index = np.zeros(geometry.threads, np.int64)
+        self.nctaid = [np.full(geometry.threads, extent, np.uint32) for extent in geometry.grid]
         self.live = self.real.copy()
         self.live_count = int(self.live.sum())
+
+    def set_grid(self, grid: tuple[int, int, int]) -> None:
+        """Take another grid of the same blocks."""
+        self.geometry = replace(self.geometry, grid=grid)
+        for extent, values in zip(grid, self.nctaid, strict=True):
+            values[...] = extent
 
     def start(self, first_block: int) -> Group:
         """Place the chunk at a block of the grid; all its threads live."""

@@ -44,6 +44,7 @@ F32 = Format(24, -126, 127, 32)
 F16 = Format(11, -14, 15, 16)
 BF16 = Format(8, -126, 127, 16)
 TF32 = Format(11, -126, 127, 32)
+_SMALLEST_NORMAL = 2.0**-126
 
 
 def sum_error(a: Array, b: Array, total: Array) -> Array:
@@ -126,21 +127,26 @@ def fma_f32(a: Array, b: Array, c: Array, mode: str = "rn") -> Array:
     The product is exact in float64. Two roundings of the sum agree with one except where the first
     lands on the middle between two float32, or the result is subnormal: only those are redone.
     """
+    if mode != "rn":
+        return _fma_exactly(a, b, c, mode)
+    total: Array = np.multiply(a, b, dtype=np.float64)
+    total += c
+    result: Array = total.astype(np.float32)
+    # The 29 bits that float32 lacks, moved up: a one and zeros is the middle.
+    tie = (total.view(np.uint64) << np.uint64(35)) == np.uint64(1 << 63)
+    if tie.any() or float(np.abs(result).min()) < _SMALLEST_NORMAL:
+        again = np.flatnonzero(tie | ((np.abs(result) < _SMALLEST_NORMAL) & (total != 0)))
+        if again.size:
+            result[again] = _fma_exactly(a[again], b[again], c[again], "rn")
+    return result
+
+
+def _fma_exactly(a: Array, b: Array, c: Array, mode: str) -> Array:
     wide = c.astype(np.float64)
     product = np.multiply(a, b, dtype=np.float64)
     total = product + wide
-    if mode != "rn":
-        odd = to_odd(total, sum_error(product, wide, total))
-        return round_to(odd, F32, mode).astype(np.float32)
-    result: Array = total.astype(np.float32)
-    tie = (total.view(np.uint64) & np.uint64(0x1FFFFFFF)) == np.uint64(0x10000000)
-    small = (result.view(np.uint32) & np.uint32(0x7F800000)) == 0
-    again = np.flatnonzero(tie | small)
-    if again.size:
-        part = total[again]
-        odd = to_odd(part, sum_error(product[again], wide[again], part))
-        result[again] = round_to(odd, F32, "rn").astype(np.float32)
-    return result
+    odd = to_odd(total, sum_error(product, wide, total))
+    return round_to(odd, F32, mode).astype(np.float32)
 
 
 def _split(a: Array) -> tuple[Array, Array]:

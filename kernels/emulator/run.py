@@ -186,9 +186,15 @@ def _dtype(name: str, text: str) -> np.dtype[Any]:
 
 def _scalar(dtype: np.dtype[Any], value: str, text: str) -> Any:
     try:
-        return dtype.type(float(value) if dtype.kind == "f" else int(value, 0))
-    except (ValueError, OverflowError) as error:
+        if dtype.kind == "f":
+            return dtype.type(float(value))
+        whole = int(value, 0)
+    except ValueError as error:
         raise InputError(f"argument must be a number of {dtype}, got {text!r}") from error
+    limits = np.iinfo(dtype)
+    if not limits.min <= whole <= limits.max:
+        raise InputError(f"argument must be from {limits.min} to {limits.max}, got {text!r}")
+    return dtype.type(whole)
 
 
 def _array(

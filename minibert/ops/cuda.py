@@ -19,7 +19,8 @@ from __future__ import annotations
 import copy
 import re
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibert.batch import Batch
-from minibert.errors import DeviceError, EngineClosedError, InputError
+from minibert.errors import DeviceError, DeviceMemoryError, EngineClosedError, InputError
 from minibert.kernels.cuda import launch as launches
 from minibert.kernels.cuda.device import CupyDevice, Device
 from minibert.kernels.cuda.launch import Launch
@@ -59,9 +60,9 @@ DTYPES = ("float32", "float16", "bfloat16", "int8")
 class CudaOps:
     """`Ops` on the CUDA kernels. Made by `cuda_ops`."""
 
+    head_dim_multiple = 8
     num_streams: int
     preferred_batch_tokens: int
-    head_dim_multiple = 8
 
     def __init__(
         self,
@@ -72,6 +73,7 @@ class CudaOps:
         num_streams: int = 2,
         preferred_batch_tokens: int = 16384,
         batch_invariant: bool = True,
+        float_layers: Collection[str] = (),
         graphs: bool = True,
         reuse_memory: bool = True,
     ) -> None:
@@ -85,6 +87,7 @@ class CudaOps:
             preferred_batch_tokens: as `Ops.preferred_batch_tokens`.
             batch_invariant: False lets batches of at most 32 tokens take the kernel that splits K
                 over warps, which is quicker and differs in the last bits of float16 and bfloat16.
+            float_layers: linear layers that stay float16 in int8, such as "layer.0.qkv".
             graphs: let `forward` capture and replay graphs.
             reuse_memory: False gives every array memory of its own, so that the emulator sees
                 reads of what was never written.
@@ -98,6 +101,7 @@ class CudaOps:
         self.name, self.dtype = name, dtype
         self.num_streams, self.preferred_batch_tokens = num_streams, preferred_batch_tokens
         self.batch_invariant, self.graphs = batch_invariant, graphs
+        self.float_layers = frozenset(float_layers)
         self._reuse_memory = reuse_memory
         self._float = "float16" if dtype == "int8" else dtype
         launches.quantize_rows(device.target, self._float, num_tokens=1)  # refuses the dtype
@@ -158,10 +162,20 @@ class CudaOps:
 
     # ---- weights -----------------------------------------------------------------------------
     def prepare_linear(
-        self, weight: NDArray[Any], bias: NDArray[Any] | None, *, name: str
+        self,
+        weight: NDArray[Any],
+        bias: NDArray[Any] | None,
+        *,
+        name: str,
+        dtype: str | None = None,
     ) -> Linear:
-        """See `Ops.prepare_linear`. int8 is for the encoder's layers; heads stay float16."""
-        quantized = self.dtype == "int8" and re.match(r"layer\.\d+\.", name) is not None
+        """See `Ops.prepare_linear`. int8 is for the encoder's layers; heads stay float16.
+
+        A layer that is to be more exact than int8 (`dtype` is another one) is float16, too.
+        """
+        encoder = re.match(r"layer\.\d+\.", name) is not None
+        chosen = self.dtype if dtype is None else dtype
+        quantized = chosen == "int8" and encoder and name not in self.float_layers
         return make_linear(
             self.device, weight, bias, dtype=self._float, quantized=quantized, name=name
         )
@@ -207,6 +221,19 @@ class CudaOps:
         Returns:
             The downloaded arrays, rows of the batch only.
         """
+        try:
+            return self._forward(batch, function, key)
+        except DeviceMemoryError as error:
+            # The frames of the pass hold its arrays; who catches this wants their memory back.
+            traceback.clear_frames(error.__traceback__)
+            raise
+
+    def _forward(
+        self,
+        batch: Batch,
+        function: Callable[[CudaOps, DeviceBatch], tuple[Array, ...]],
+        key: Hashable,
+    ) -> tuple[NDArray[np.float32], ...]:
         stream = self._running()
         if not self.graphs or batch.num_tokens == 0:
             uploaded = self.upload(batch)
@@ -511,6 +538,7 @@ def cuda_ops(
     dtype: str = "float16",
     *,
     batch_invariant: bool = True,
+    float_layers: Collection[str] = (),
     graphs: bool = True,
 ) -> CudaOps:
     """Ops on a GPU, or on the emulator.
@@ -519,6 +547,7 @@ def cuda_ops(
         device: "cuda", "cuda:1", "emulator", or "emulator:90" for another architecture.
         dtype: one of `DTYPES`.
         batch_invariant: as in `CudaOps`.
+        float_layers: as in `CudaOps`.
         graphs: as in `CudaOps`.
 
     Raises:
@@ -533,7 +562,12 @@ def cuda_ops(
     if kind == "cuda":
         gpu = CupyDevice(int(number or 0))
         return CudaOps(
-            gpu, name="cuda", dtype=dtype, batch_invariant=batch_invariant, graphs=graphs
+            gpu,
+            name="cuda",
+            dtype=dtype,
+            batch_invariant=batch_invariant,
+            float_layers=float_layers,
+            graphs=graphs,
         )
     from minibert.kernels.cuda.emulated import EmulatedDevice
 
@@ -544,6 +578,7 @@ def cuda_ops(
         num_streams=1,
         preferred_batch_tokens=256,
         batch_invariant=batch_invariant,
+        float_layers=float_layers,
         graphs=False,
         reuse_memory=False,
     )

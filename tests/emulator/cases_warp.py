@@ -227,6 +227,15 @@ def branches() -> Iterator[Case]:
         (np.select([thread < 10, thread < 40], [11, 12], 13).astype(np.uint32),),
         name="nested branches",
     )
+    moved, _ = shuffled("bfly", thread, 16, 31)
+    yield Case(
+        "setp.lt.u32 {p}, %laneid, 16; bra CHECK;"
+        f"MEET: shfl.sync.bfly.b32 {{0}}, {{a}}, 16, 31, {FULL}; bra END;"
+        "CHECK: @{p} bra MEET; add.u32 %w0, {a}, 1; bra MEET; END: mov.u32 {0}, {0};",
+        (thread,),
+        (moved,),
+        name="lanes that come early wait for the rest",
+    )
     yield Case(
         "and.b32 %w0, {a}, 3; TABLE: .branchtargets L0, L1, L2, L3; brx.idx %w0, TABLE;"
         "L0: mov.u32 {0}, 5; bra END; L1: mov.u32 {0}, 6; bra END; L2: mov.u32 {0}, 7; bra END;"

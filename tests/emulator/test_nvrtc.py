@@ -84,6 +84,12 @@ extern "C" __global__ void k() { asm volatile("cp.async.wait_all;"); }"""
         nvrtc.compile_cubin(source, name="k.cu", arch="sm_75")
 
 
+def test_missing_headers_of_cuda_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvrtc, "include_folders", tuple)
+    with pytest.raises(DeviceError, match="come with the wheel nvidia-cuda-runtime"):
+        nvrtc.compile_ptx("#include <cuda_fp16.h>", name="k.cu")
+
+
 def test_library_is_described() -> None:
     assert nvrtc.version() >= (12, 0)
     assert 80 in nvrtc.supported_architectures()

@@ -39,8 +39,9 @@ class Bench:
     def get(self, array: Any) -> NDArray[Any]:
         """The array on the host, as stored."""
         host = self.device.empty_pinned(array.nbytes)
-        self.device.copy_out(host, array, self.stream)
-        self.device.synchronize(self.stream)
+        with self.device.use(self.stream):
+            self.device.copy_out(host, array, self.stream)
+            self.device.synchronize(self.stream)
         return np.array(host.view(array.dtype).reshape(array.shape))
 
     def launch(self, launch: Launch, *arguments: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -11,33 +12,32 @@ from minibert.kernels.cuda import loader, nvrtc
 from minibert.kernels.cuda.catalogue import ARCHITECTURES, catalogue, target_of
 from minibert.kernels.cuda.launch import Launch
 
-SOURCES = sorted({made.source for made in catalogue(target_of(80))})
 
-
-def instances(capability: int, source: str) -> list[Launch]:
+@pytest.mark.parametrize("capability", ARCHITECTURES)
+def test_kernels_assemble_without_spills(capability: int) -> None:
     by_source: dict[str, list[Launch]] = defaultdict(list)
     for made in catalogue(target_of(capability)):
         by_source[made.source].append(made)
-    return by_source[source]
 
+    def assemble(source: str) -> nvrtc.Cubin:
+        return nvrtc.compile_cubin(
+            loader.read_source(source),
+            name=source,
+            arch=f"sm_{capability}",
+            name_expressions=[made.kernel for made in by_source[source]],
+        )
 
-@pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("capability", ARCHITECTURES)
-def test_kernels_assemble_without_spills(capability: int, source: str) -> None:
-    made = instances(capability, source)
-    cubin = nvrtc.compile_cubin(
-        loader.read_source(source),
-        name=source,
-        arch=f"sm_{capability}",
-        name_expressions=[item.kernel for item in made],
-    )
-    for item in made:
-        resources = cubin.resources[cubin.names[item.kernel]]
-        assert resources.spill_store_bytes == resources.spill_load_bytes == 0, item.kernel
-        assert resources.registers * item.block_size <= 65536, item.kernel
-        static = resources.smem_bytes
-        assert static + item.smem_bytes <= target_of(capability).smem_bytes, item.kernel
-    assert "warning" not in cubin.log
+    with ThreadPoolExecutor(2) as pool:
+        cubins = dict(zip(by_source, pool.map(assemble, by_source), strict=True))
+    for source, launches in by_source.items():
+        cubin = cubins[source]
+        assert "warning" not in cubin.log, cubin.log
+        for made in launches:
+            resources = cubin.resources[cubin.names[made.kernel]]
+            assert resources.spill_store_bytes == resources.spill_load_bytes == 0, made.kernel
+            assert resources.registers * made.block_size <= 65536, made.kernel
+            smem_bytes = resources.smem_bytes + made.smem_bytes
+            assert smem_bytes <= target_of(capability).smem_bytes, made.kernel
 
 
 @pytest.mark.parametrize("capability", ARCHITECTURES)

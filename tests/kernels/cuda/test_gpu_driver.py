@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from benchmarks.gpu import checks, resources
 from benchmarks.gpu.clock import Contender, Rounds, WallClock, race
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.workloads import BASE, ragged
+from minibert.kernels.cuda import device as devices
+from tests.kernels.cuda.fake_cupy import FakeCupy
 
 
 def test_the_driver_runs_every_stage_and_writes_both_files(tmp_path: Path) -> None:
@@ -31,6 +34,19 @@ def test_the_driver_runs_every_stage_and_writes_both_files(tmp_path: Path) -> No
     assert all(t["fraction"] == pytest.approx(t["floor_us"] / t["time_us"]) for t in floors)
     table = json_path.with_suffix(".md").read_text()
     assert "emulator of sm_80" in table and "| mma<half> |" in table
+
+
+def test_the_driver_runs_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", FakeCupy())
+    monkeypatch.setattr(devices, "choose_code", lambda *_: ("ptx", "sm_80"))
+    monkeypatch.setattr(checks, "kernel_tests", lambda *_: None)  # another process: no stand-in
+    assert driver.main(["--device", "cuda", "--tiny", "--out", str(tmp_path)]) == 0
+    (json_path,) = tmp_path.glob("*-fake-a100.json")
+    found = json.loads(json_path.read_text())
+    assert found["environment"]["CuPy"] == "14.2.0"
+    assert found["skipped"]["PyTorch"].startswith("sees no GPU")
+    timed = {"host cost", "linear layers", "attention", "whole models"}
+    assert {timing["stage"] for timing in found["timings"]} == timed
 
 
 def test_a_failed_check_fails_the_run(
