@@ -400,7 +400,8 @@ class Run:
     def _footprint(self, share_s: float) -> dict[str, Any]:
         """Cold start and peak memory of fresh processes, and the size of what was installed."""
         one = self._source.single(1)
-        many = self._source.mixed(min(256, self.settings.most_texts))
+        count = int(share_s / 2 / sum(62 / self._speeds[key] for key in self.running))
+        many = self._source.mixed(min(max(64, min(count, 256)), self.settings.most_texts))
         end = time.monotonic() + share_s
         found: dict[str, Any] = {}
         starts = min(3, self.settings.rounds)
