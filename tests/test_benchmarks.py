@@ -95,7 +95,9 @@ def results(tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     found_ceilings = {"fma": {"per_s": 1e10, "dtype": "float32", "feature": "AVX2"}}
     stages = harness.run()
     options = {"threads": 2, "rounds": 1}
-    path = record.save(record.assemble(harness, stages, found_ceilings, options), folder)
+    path = record.save(
+        record.assemble(harness, stages, found_ceilings, options, record.commit()), folder
+    )
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     found["state"] = str(folder / "state.json")
     found["folder"] = str(folder)
