@@ -1,7 +1,7 @@
 """A whole matrix kernel: copies in a ring, swizzled tiles, ldmatrix, mma, an epilogue.
 
-It is clean as it stands. Each `BREAK_*` macro plants one bug that such kernels really have; the last
-ones are right in every check, and only the numbers or the counters tell.
+It is clean as it stands. Each `BREAK_*` macro plants one bug that such kernels really have; the
+last ones are right in every check, and only the numbers or the counters tell.
 """
 
 from __future__ import annotations
