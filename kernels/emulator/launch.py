@@ -12,6 +12,7 @@ from minibert.kernels.emulator import (  # noqa: F401  the imports fill the tabl
     copies,
     op_atomic,
     op_bits,
+    op_carry,
     op_compare,
     op_control,
     op_convert,

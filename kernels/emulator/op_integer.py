@@ -47,7 +47,7 @@ def _saturated(function: np.ufunc) -> Callable[[Array, Array], Array]:
     return compute
 
 
-def _high(a: Array, c: Array) -> Array:
+def high_product(a: Array, c: Array) -> Array:
     """The upper half of a product."""
     bits = a.dtype.itemsize * 8
     if bits < 64:
@@ -81,7 +81,7 @@ def mul(b: Binder, ins: Instruction, part: str, kind: str) -> Step:
     if part == "wide":
         dtype = TYPES[_wide(kind)].dtype
         return b.elementwise(ins, _wide(kind), lambda x, y: np.multiply(x, y, dtype=dtype), a, c)
-    return b.elementwise(ins, kind, np.multiply if part == "lo" else _high, a, c)
+    return b.elementwise(ins, kind, np.multiply if part == "lo" else high_product, a, c)
 
 
 def _mul24(part: str) -> Callable[[Array, Array], Array]:
@@ -107,7 +107,7 @@ def mad(b: Binder, ins: Instruction, part: str, kind: str) -> Step:
             ins, _wide(kind), lambda x, y, z: np.multiply(x, y, dtype=dtype) + z, a, c, addend
         )
     addend = b.source(ins.operands[3], kind)
-    product = np.multiply if part == "lo" else _high
+    product = np.multiply if part == "lo" else high_product
     return b.elementwise(ins, kind, lambda x, y, z: product(x, y) + z, a, c, addend)
 
 

@@ -8,6 +8,7 @@ from minibert.kernels.emulator.faults import KernelFault, UnsupportedError
 from minibert.kernels.emulator.launch import Module
 from minibert.kernels.emulator.table import operations
 from tests.emulator import (
+    cases_carry,
     cases_compare,
     cases_convert,
     cases_copy,
@@ -21,6 +22,7 @@ from tests.emulator import (
 from tests.emulator.harness import EXECUTED, HEADER, Case, check_case, run_case, run_text
 
 MODULES = (
+    cases_carry,
     cases_compare,
     cases_convert,
     cases_copy,
