@@ -20,6 +20,7 @@ from tests.emulator import (
     cases_warp,
 )
 from tests.emulator.harness import EXECUTED, HEADER, Case, check_case, run_case, run_text
+from tests.emulator.test_print import print_from_a_kernel
 
 MODULES = (
     cases_carry,
@@ -53,6 +54,7 @@ def test_every_entry_of_the_table_was_executed() -> None:
         run_case(case)
     for name in ("trap", "brkpt"):
         test_a_stop_is_reported(name)
+    print_from_a_kernel()
     assert {entry.name for entry in operations()} - EXECUTED == set()
 
 
