@@ -58,6 +58,7 @@ def write_alignment(loaded: LoadedModel, dense: Dense, folder: Path) -> None:
         folder: holds the copied files; gets another folder and a new modules.json.
     """
     modules: list[dict[str, Any]]
+    settings: dict[str, Any]
     path = folder / "modules.json"
     if path.exists():
         modules = json.loads(path.read_text(encoding="utf-8-sig"))
