@@ -8,13 +8,17 @@ export PIP_NO_CACHE_DIR := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HOME := $(CURDIR)/build/huggingface
 
-.PHONY: demo test lint format model clean
+.PHONY: demo test bench lint format model clean
 
 demo: .venv/core.stamp
 	@$(PY) -m minibert demo --models-folder $(MODELS)
 
 test: lint model
 	$(PY) -m pytest
+
+# Options for a shorter or another run: make bench BENCH='--quick'
+bench: .venv/bench.stamp
+	@$(PY) -m benchmarks $(BENCH)
 
 lint: .venv/test.stamp
 	$(PY) -m ruff check .
@@ -41,6 +45,11 @@ model: .venv/core.stamp
 .venv/test.stamp: .venv/core.stamp
 	@echo "Installing the test tools into .venv ..."
 	@$(PY) -m pip install -qq --editable '.[test]' || $(NETWORK)
+	@touch $@
+
+.venv/bench.stamp: .venv/core.stamp
+	@echo "Installing matplotlib into .venv ..."
+	@$(PY) -m pip install -qq 'matplotlib>=3.8' || $(NETWORK)
 	@touch $@
 
 clean:

@@ -26,16 +26,38 @@ COMMON_FLAGS = [
     "-Wall",
     "-Wextra",
 ]
-COMMON = ["native", "operators", "pool", "team", "dispatch", "features", "path_portable"]
+COMMON = ["native", "operators", "pool", "team", "dispatch", "cpu_features", "path_portable"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+# GCC 12 takes the deliberately undefined operands of its own AVX-512 headers for mistakes.
+AVX512 = [
+    *AVX2,
+    *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"),
+    "-Wno-maybe-uninitialized",
+]
 PATHS_X86_64 = {
     "path_avx2": AVX2,
+    "path_avx2_vnni": [*AVX2, "-mavxvnni"],
+    "path_avx512": AVX512,
+    "path_avx512_vnni": [*AVX512, "-mavx512vnni"],
+    "path_amx": [*AVX512, "-mavx512vnni", "-mamx-tile", "-mamx-int8", "-mamx-bf16"],
+    "path_avx2_vnni_software": AVX2,
+    "path_avx512_software": AVX2,
+    "path_amx_software": AVX2,
 }
 
 
-def is_x86_64() -> bool:
-    """Whether the extension is built for x86-64."""
-    return platform.machine().lower() in ("x86_64", "amd64")
+PATHS_AARCH64 = {
+    "path_neon": [],
+    "path_neon_dotprod": ["-march=armv8.2-a+dotprod"],
+    "path_neon_i8mm": ["-march=armv8.2-a+dotprod+i8mm"],
+}
+PATHS: dict[str, dict[str, list[str]]] = {
+    "x86_64": PATHS_X86_64,
+    "amd64": PATHS_X86_64,
+    "aarch64": PATHS_AARCH64,
+    "arm64": PATHS_AARCH64,
+}
+paths = PATHS.get(platform.machine().lower(), {})
 
 
 class BuildPaths(build_ext):
@@ -48,7 +70,7 @@ class BuildPaths(build_ext):
         def compile_with_flags(
             obj: str, src: str, suffix: str, cc_args: list[str], extra: list[str], pp_opts: Any
         ) -> None:
-            flags = extra + PATHS_X86_64.get(Path(src).stem, [])
+            flags = extra + paths.get(Path(src).stem, [])
             compile_one(obj, src, suffix, cc_args, flags, pp_opts)
 
         self.compiler._compile = compile_with_flags
@@ -58,13 +80,12 @@ class BuildPaths(build_ext):
             self.compiler._compile = compile_one
 
 
-sources = COMMON + (list(PATHS_X86_64) if is_x86_64() else [])
 setup(
     cmdclass={"build_ext": BuildPaths},
     ext_modules=[
         Extension(
             "minibert.kernels.cpu._native",
-            sources=[str(SOURCE / f"{name}.cpp") for name in sources],
+            sources=[str(SOURCE / f"{name}.cpp") for name in [*COMMON, *paths]],
             depends=sorted(str(header) for header in SOURCE.glob("*.h")),
             extra_compile_args=COMMON_FLAGS,
             extra_link_args=["-pthread"],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -15,21 +14,27 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from minibert import model
-from minibert.errors import EngineClosedError, InputError, TruncationError, TruncationWarning
+from minibert.arguments import (
+    as_texts,
+    check_count,
+    check_output,
+    check_prompts,
+    check_truncate_dim,
+)
+from minibert.errors import EngineClosedError, InputError
 from minibert.explain import explain
 from minibert.fidelity import Fidelity, compare
 from minibert.hub import find_model
 from minibert.loading import LoadedModel, load_model, parse_memory
 from minibert.ops.select import check_device, make_ops
-from minibert.pooling import output_dimension, prepare_steps, skipped_tokens
-from minibert.precision import Precision, check_precision, quantize_embeddings
-from minibert.runner import Runner, make_budget
+from minibert.pooling import output_dimension
+from minibert.precision import Precision, quantize_embeddings
+from minibert.preparation import Preparation, Truncation
+from minibert.runner import Runner, make_runner
 from minibert.similarity import SIMILARITIES, normalize_rows, similarity
-from minibert.tokenizer import Text, TokenizedTexts, TruncationSide
+from minibert.tokenizer import TokenizedTexts, TruncationSide
 
 OutputValue = Literal["sentence_embedding", "token_embeddings"]
-Truncation = Literal["warn", "error", "silent"]
 
 _log = logging.getLogger("minibert")
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
@@ -46,28 +51,20 @@ class Engine:
         self,
         loaded: LoadedModel,
         runner: Runner,
+        preparation: Preparation,
         *,
         device_reason: str,
-        truncation: Truncation,
-        truncation_side: TruncationSide,
-        prompts: Mapping[str, str],
-        default_prompt_name: str | None,
         truncate_dim: int | None,
         similarity_function: str,
     ) -> None:
         """Put the parts together; `from_pretrained` is the way to make an engine."""
         self._loaded = loaded
         self._runner = runner
+        self._preparation = preparation
         self._device_reason = device_reason
-        self._truncation = truncation
-        self._truncation_side = truncation_side
-        self._prompts = dict(prompts)
-        self._default_prompt_name = default_prompt_name
         self._truncate_dim = truncate_dim
         self._similarity = similarity_function
         self._lock = threading.Lock()
-        self._counts = {"texts": 0, "tokens": 0, "truncated": 0}
-        self._warned = False
         self._closed = False
 
     @classmethod
@@ -98,10 +95,12 @@ class Engine:
 
         Args:
             path_or_name: a folder, or a name in the HuggingFace cache or on the hub.
-            device: "auto", "cpu", or "numpy" (no kernels).
-            dtype: how linear layers compute: "float32", "bfloat16", "float16" or "int8", or
-                "float64" on NumPy for checking. None is int8 for a model from `minibert quantize`
-                where the device has it, and float32 for all others.
+            device: "auto" (a GPU where one is usable, else the CPU), "cpu", "cuda", "cuda:1",
+                "numpy" (no kernels), or "emulator" (the CUDA kernels without a GPU: slow, for
+                checking).
+            dtype: how linear layers compute: "float32", "float16", "bfloat16" or "int8", as far
+                as the device can; "float64" on NumPy, for checking. None is int8 for a model from
+                `minibert quantize` where the device has it, and float32 for all others.
             matmul_precision: for float32: "highest", "high" or "medium".
             max_batch_tokens: most tokens of one batch; the device's choice when None.
             memory_limit: bytes, or a size such as "512MB", that running batches may take together
@@ -132,8 +131,8 @@ class Engine:
             raise InputError(f"truncation must be warn, error or silent, got {truncation!r}")
         if truncation_side not in ("right", "left"):
             raise InputError(f"truncation_side must be right or left, got {truncation_side!r}")
-        _check_count("max_batch_tokens", max_batch_tokens)
-        _check_prompts(prompts)
+        check_count("max_batch_tokens", max_batch_tokens)
+        check_prompts(prompts)
         if isinstance(ignore_config_keys, str):
             raise InputError(
                 f"ignore_config_keys must be several names, got one str {ignore_config_keys!r}"
@@ -169,37 +168,20 @@ class Engine:
                     f"got {function!r}"
                 )
             dimension = output_dimension(loaded.steps, loaded.config.hidden_size)
-            _check_truncate_dim(truncate_dim, dimension)
-            parameters = model.prepare(ops, loaded.weights, loaded.config)
-
-            def scratch_bytes(num_tokens: int, max_seqlen: int, num_seqs: int) -> int:
-                return ops.scratch_bytes(
-                    model.forward_shape(
-                        loaded.config,
-                        parameters,
-                        num_tokens=num_tokens,
-                        max_seqlen=max_seqlen,
-                        num_seqs=num_seqs,
-                    )
-                )
-
-            budget = make_budget(
-                scratch_bytes,
-                max_batch_tokens=max_batch_tokens or ops.preferred_batch_tokens,
-                max_length=loaded.max_length,
-                num_streams=ops.num_streams,
-                memory_limit=limit,
+            check_truncate_dim(truncate_dim, dimension)
+            runner = make_runner(ops, loaded, max_batch_tokens=max_batch_tokens, memory_limit=limit)
+            preparation = Preparation(
+                loaded,
+                prompts=all_prompts,
+                default_prompt_name=default,
+                truncation=truncation,
+                truncation_side=truncation_side,
             )
-            steps = prepare_steps(ops, loaded.steps)
-            runner = Runner(ops, loaded.config, parameters, steps, budget)
             return cls(
                 loaded,
                 runner,
+                preparation,
                 device_reason=reason,
-                truncation=truncation,
-                truncation_side=truncation_side,
-                prompts=all_prompts,
-                default_prompt_name=default,
                 truncate_dim=truncate_dim or loaded.sentence.truncate_dim,
                 similarity_function=function,
             )
@@ -222,7 +204,7 @@ class Engine:
     @property
     def prompts(self) -> dict[str, str]:
         """Name -> prompt; a copy."""
-        return dict(self._prompts)
+        return dict(self._preparation.prompts)
 
     @property
     def folder(self) -> Path:
@@ -232,7 +214,7 @@ class Engine:
     @property
     def truncated_texts(self) -> int:
         """Texts that were cut to `max_length` since the engine was made."""
-        return self._counts["truncated"]
+        return self._preparation.counts["truncated"]
 
     def memory_bound(self, texts: Sequence[str]) -> int:
         """Most bytes that `encode(texts)` takes beyond the loaded engine and the texts themselves.
@@ -252,13 +234,10 @@ class Engine:
         return explain(
             self._loaded,
             self._runner,
+            self._preparation,
             device_reason=self._device_reason,
-            truncation=f"{self._truncation}, {self._truncation_side}",
-            prompts=self._prompts,
-            default_prompt_name=self._default_prompt_name,
             dimension=self.dimension,
             similarity_function=self._similarity,
-            counts=dict(self._counts),
         )
 
     # ---- embeddings ----------------------------------------------------------------------------
@@ -305,16 +284,18 @@ class Engine:
             MemoryLimitError: one text alone passes memory_limit.
             EngineClosedError: after `close`.
         """
-        texts, single = _as_texts(inputs, sentences)
-        _check_output(output_value, precision)
+        texts, single = as_texts(inputs, sentences)
+        check_output(output_value, precision)
         full = output_dimension(self._loaded.steps, self._loaded.config.hidden_size)
-        _check_truncate_dim(truncate_dim, full)
-        _check_count("batch_size", batch_size)
-        chosen = self._choose_prompt(prompt, prompt_name)
-        limit = self._choose_max_length(max_length)
-        skip = self._skip(chosen, limit)
-        side = truncation_side or self._truncation_side
-        tokenized = self._tokenize([chosen + text for text in texts], limit, side)
+        check_truncate_dim(truncate_dim, full)
+        check_count("batch_size", batch_size)
+        self._check_open()
+        tokenized, skip = self._preparation.prepare(
+            texts,
+            prompt=self._preparation.choose_prompt(prompt, prompt_name),
+            max_length=max_length,
+            truncation_side=truncation_side,
+        )
         if show_progress_bar is None:
             show_progress_bar = _log.getEffectiveLevel() in (logging.INFO, logging.DEBUG)
         want_states = output_value != "sentence_embedding"
@@ -367,7 +348,7 @@ class Engine:
         """
         if chunk_size is None:
             raise InputError("chunk_size must be at least 1, got None")
-        _check_count("chunk_size", chunk_size)
+        check_count("chunk_size", chunk_size)
         if isinstance(inputs, str | bytes) or not isinstance(inputs, Iterable):
             raise InputError(
                 f"inputs must be an iterable of texts, got one {type(inputs).__name__}"
@@ -422,7 +403,7 @@ class Engine:
             `offsets` (character begin and end in the text); one dict for one text.
         """
         self._check_open()
-        texts, single = _as_texts(inputs, None)
+        texts, single = as_texts(inputs)
         items = [
             {
                 "input_ids": np.array(encoding.ids, np.int32),
@@ -437,7 +418,7 @@ class Engine:
     def token_count(self, inputs: str | Sequence[str]) -> Any:
         """Tokens of each text before cutting, special tokens included: a list, or one int."""
         self._check_open()
-        texts, single = _as_texts(inputs, None)
+        texts, single = as_texts(inputs)
         tokenized = self._loaded.tokenizer.encode(texts, max_length=self._loaded.max_length)
         counts: list[int] = tokenized.num_tokens_before.tolist()
         return counts[0] if single else counts
@@ -469,78 +450,12 @@ class Engine:
         if self._closed:
             raise EngineClosedError("the engine must be open, it was closed: load it again")
 
-    def _choose_prompt(self, prompt: str | None, prompt_name: str | None) -> str:
-        if prompt is not None:
-            if not isinstance(prompt, str):
-                raise InputError(f"prompt must be a str, got {type(prompt).__name__}")
-            if prompt_name is not None:
-                _log.warning("prompt and prompt_name were both given: prompt_name is not used")
-            return prompt
-        name = prompt_name if prompt_name is not None else self._default_prompt_name
-        if name is None:
-            return ""
-        if not isinstance(name, str) or name not in self._prompts:
-            raise InputError(f"prompt_name must be one of {sorted(self._prompts)}, got {name!r}")
-        return self._prompts[name]
-
     def _with_prompt(self, names: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
         if options.get("prompt") is None and options.get("prompt_name") is None:
-            found = next((name for name in names if name in self._prompts), None)
+            found = next((name for name in names if name in self._preparation.prompts), None)
             if found is not None:
                 return {**options, "prompt_name": found}
         return options
-
-    def _choose_max_length(self, max_length: int | None) -> int:
-        if max_length is None:
-            return self._loaded.max_length
-        most = self._loaded.config.max_tokens
-        if isinstance(max_length, bool) or not isinstance(max_length, int):
-            raise InputError(f"max_length must be a number, got {max_length!r}")
-        if not 1 <= max_length <= most:
-            raise InputError(
-                f"max_length must be 1 to {most}, the positions of this model, got {max_length}"
-            )
-        return max_length
-
-    def _skip(self, prompt: str, max_length: int) -> int:
-        if not prompt:
-            return 0
-        tokens = self._loaded.tokenizer.prompt_length(prompt)
-        skip = skipped_tokens(self._loaded.steps, tokens)
-        if skip >= max_length - 1:
-            raise InputError(
-                f"prompt must leave room for a text within max_length = {max_length}, "
-                f"it has {tokens} tokens and the pooling excludes them"
-            )
-        return skip
-
-    def _tokenize(self, texts: list[Text], max_length: int, side: TruncationSide) -> TokenizedTexts:
-        self._check_open()
-        tokenized = self._loaded.tokenizer.encode(
-            texts, max_length=max_length, truncation_side=side
-        )
-        cut = tokenized.truncated
-        if cut.size and self._truncation == "error":
-            raise TruncationError(
-                f"text {cut[0]} must have at most max_length = {max_length} tokens, "
-                f"got {tokenized.num_tokens_before[cut[0]]}"
-                + (f" ({cut.size} such texts)" if cut.size > 1 else "")
-            )
-        with self._lock:
-            self._counts["texts"] += len(texts)
-            self._counts["tokens"] += sum(ids.size for ids in tokenized.input_ids)
-            self._counts["truncated"] += int(cut.size)
-            warn = bool(cut.size) and self._truncation == "warn" and not self._warned
-            self._warned = self._warned or warn
-        if warn:
-            warnings.warn(
-                f"{cut.size} of {len(texts)} texts had more than max_length = {max_length} tokens "
-                f"and were cut (the longest has {tokenized.num_tokens_before.max()}); this is said "
-                "once, engine.truncated_texts counts on",
-                TruncationWarning,
-                stacklevel=3,
-            )
-        return tokenized
 
     def _run(
         self,
@@ -582,64 +497,3 @@ class Engine:
             if bar is not None:
                 bar.close()
         return rows, states
-
-
-def _as_texts(inputs: Any, sentences: Any) -> tuple[list[str], bool]:
-    if inputs is None:
-        if sentences is None:
-            raise InputError("inputs must be a text or several texts, got None")
-        warnings.warn("sentences= is called inputs= now", DeprecationWarning, stacklevel=3)
-        inputs = sentences
-    elif sentences is not None:
-        raise InputError("inputs and sentences must not both be given: they are one argument")
-    if isinstance(inputs, str):
-        return [inputs], True
-    if isinstance(inputs, bytes | Mapping | int | float):
-        raise InputError(f"inputs must be a text or several texts, got {type(inputs).__name__}")
-    try:
-        texts = inputs.tolist() if isinstance(inputs, np.ndarray) else list(inputs)
-    except TypeError:
-        raise InputError(
-            f"inputs must be a text or several texts, got {type(inputs).__name__}"
-        ) from None
-    if isinstance(texts, str):  # a 0-dimensional array
-        return [texts], True
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InputError(f"text {i} must be a str, got {type(text).__name__}")
-    return [str(text) for text in texts], False
-
-
-def _check_output(output_value: object, precision: str) -> None:
-    if output_value not in ("sentence_embedding", "token_embeddings", None):
-        raise InputError(
-            "output_value must be sentence_embedding, token_embeddings or None, "
-            f"got {output_value!r}"
-        )
-    check_precision(precision)
-    if output_value != "sentence_embedding" and precision != "float32":
-        raise InputError(
-            f"precision must be float32 with output_value = {output_value!r}, got {precision!r}"
-        )
-
-
-def _check_count(name: str, value: object) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise InputError(f"{name} must be at least 1, got {value!r}")
-
-
-def _check_prompts(prompts: object) -> None:
-    if prompts is not None and not (
-        isinstance(prompts, Mapping)
-        and all(isinstance(part, str) for item in prompts.items() for part in item)
-    ):
-        raise InputError(f"prompts must map names to texts, got {prompts!r}")
-
-
-def _check_truncate_dim(truncate_dim: object, dimension: int) -> None:
-    if truncate_dim is not None and (
-        isinstance(truncate_dim, bool)
-        or not isinstance(truncate_dim, int)
-        or not 1 <= truncate_dim <= dimension
-    ):
-        raise InputError(f"truncate_dim must be 1 to {dimension}, got {truncate_dim!r}")

@@ -7,22 +7,21 @@ from collections.abc import Mapping
 import minibert
 from minibert.loading import LoadedModel
 from minibert.pooling import Dense, Pooling
+from minibert.preparation import Preparation
 from minibert.runner import Runner
 
 
 def explain(
     loaded: LoadedModel,
     runner: Runner,
+    preparation: Preparation,
     *,
     device_reason: str,
-    truncation: str,
-    prompts: Mapping[str, str],
-    default_prompt_name: str | None,
     dimension: int,
     similarity_function: str,
-    counts: Mapping[str, int],
 ) -> str:
     """Write the report, one decision a line."""
+    counts = preparation.counts
     config, weights, budget = loaded.config, loaded.weights, runner.budget
     longest = min(loaded.max_length, budget.max_batch_tokens)
     scratch = runner.scratch_bytes(budget.max_batch_tokens, longest, budget.max_batch_tokens)
@@ -49,12 +48,12 @@ def explain(
         (
             "max_length",
             f"{loaded.max_length} tokens, from {loaded.origins['max_length']}; "
-            f"longer texts: {truncation}",
+            f"longer texts: {preparation.truncation}, {preparation.truncation_side}",
         ),
         ("positions", f"from {config.first_position}, {config.max_tokens} of them"),
         ("steps", f"{_steps(loaded)}, from {loaded.origins['pooling']}"),
         ("dimension", f"{dimension}, similarity {similarity_function}"),
-        ("prompts", _prompts(prompts, default_prompt_name)),
+        ("prompts", _prompts(preparation.prompts, preparation.default_prompt_name)),
         ("device", f"{runner.ops.name} ({device_reason}), {runner.ops.dtype}"),
         (
             "batches",

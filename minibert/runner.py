@@ -22,8 +22,9 @@ from minibert import model, tokenizer
 from minibert.batch import Batch, IntArray, pack, plan_batches
 from minibert.config import EncoderConfig
 from minibert.errors import DeviceMemoryError, InputError, MemoryLimitError
+from minibert.loading import LoadedModel
 from minibert.ops.interface import Ops
-from minibert.pooling import PreparedStep, apply_steps
+from minibert.pooling import PreparedStep, apply_steps, prepare_steps
 from minibert.tokenizer import TokenizedTexts
 
 OnBatch = Callable[[NDArray[np.int32], NDArray[Any], NDArray[Any] | None, IntArray], None]
@@ -217,11 +218,14 @@ class Runner:
         deliver: threading.Lock,
     ) -> None:
         batch = self._pack(texts, indices, skip)
-        try:
-            uploaded = ops.upload(batch)
+
+        def compute(ops: Ops, uploaded: Any) -> tuple[Any, ...]:
             hidden = model.encode(ops, uploaded, self.parameters, self.config)
-            rows = ops.download(apply_steps(ops, hidden, uploaded, self.steps))
-            states = ops.download(hidden) if hidden_states else None
+            rows = apply_steps(ops, hidden, uploaded, self.steps)
+            return (rows, hidden) if hidden_states else (rows,)
+
+        try:
+            rows, *states = ops.forward(batch, compute, key=hidden_states)
         except (MemoryError, DeviceMemoryError):
             if indices.size == 1:
                 raise
@@ -231,7 +235,7 @@ class Runner:
                 self._run_batch(ops, texts, half, skip, hidden_states, on_batch, deliver)
             return
         with deliver:
-            on_batch(indices, rows, states, batch.cu_seqlens)
+            on_batch(indices, rows, states[0] if states else None, batch.cu_seqlens)
 
     def _pack(self, texts: TokenizedTexts, indices: NDArray[np.int32], skip: int) -> Batch:
         order = indices.tolist()
@@ -244,6 +248,43 @@ class Runner:
             pad_token_id=self.config.pad_token_id if self.config.first_position else None,
             skip=[min(skip, texts.input_ids[i].size - 1) for i in order],
         )
+
+
+def make_runner(
+    ops: Ops,
+    loaded: LoadedModel,
+    *,
+    max_batch_tokens: int | None,
+    memory_limit: int | None,
+) -> Runner:
+    """Hand a model's weights to a device and choose the limits of its batches.
+
+    Args:
+        ops: the device; the caller closes it where this fails.
+        loaded: from `load_model`.
+        max_batch_tokens: None for the device's choice.
+        memory_limit: bytes of all running batches together, None for no limit.
+
+    Raises:
+        MemoryLimitError: not even one token fits.
+    """
+    config = loaded.config
+    parameters = model.prepare(ops, loaded.weights, config)
+
+    def scratch_bytes(num_tokens: int, max_seqlen: int, num_seqs: int) -> int:
+        shape = model.forward_shape(
+            config, parameters, num_tokens=num_tokens, max_seqlen=max_seqlen, num_seqs=num_seqs
+        )
+        return ops.scratch_bytes(shape)
+
+    budget = make_budget(
+        scratch_bytes,
+        max_batch_tokens=max_batch_tokens or ops.preferred_batch_tokens,
+        max_length=loaded.max_length,
+        num_streams=ops.num_streams,
+        memory_limit=memory_limit,
+    )
+    return Runner(ops, config, parameters, prepare_steps(ops, loaded.steps), budget)
 
 
 def make_budget(

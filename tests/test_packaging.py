@@ -51,7 +51,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def built(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the source distribution, and the wheel built from it."""
+    """A folder with the source distribution, and the wheel that is built from it alone."""
     folder = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, sources]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -164,13 +164,6 @@ def run_elsewhere(python: Path, folder: Path) -> Path:
 def test_an_installed_wheel_works_from_another_folder(built: Path, tmp_path: Path) -> None:
     python = fresh_environment(tmp_path / "env")
     install(python, wheel_of(built))
-    assert (tmp_path / "env").resolve() in run_elsewhere(python, tmp_path).parents
-
-
-def test_an_installed_source_distribution_works(built: Path, tmp_path: Path) -> None:
-    python = fresh_environment(tmp_path / "env")
-    (archive,) = built.glob("*.tar.gz")
-    install(python, archive)
     assert (tmp_path / "env").resolve() in run_elsewhere(python, tmp_path).parents
 
 

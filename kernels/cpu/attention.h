@@ -105,6 +105,7 @@ void attention_head(const AttentionCall& call, int64_t begin, int64_t end, int64
   float* context = call.context + begin * out_stride + head * head_dim;
   const int64_t seqlen = end - begin;
   const int64_t num_blocks = ceil_div(seqlen, kBlockKeys);
+  const Ahead nothing = {(const char*)memory, 0};  // all operands are near
 
   for_each_tile(0, seqlen, kBlockQueries, [&](int64_t first, int64_t queries) {
     Softmax state[kBlockQueries];
@@ -126,7 +127,7 @@ void attention_head(const AttentionCall& call, int64_t begin, int64_t end, int64
         float* tile_scores = scores + row * kBlockKeys;
         for (int64_t j = 0; j < keys; j += kPanelCols)
           multiply(tile_scores + j, kBlockKeys, query + (first + row) * stride, stride,
-                   keys_packed + j * head_dim, head_dim);
+                   keys_packed + j * head_dim, head_dim, nothing);
       });
       float correction[kBlockQueries];
       for (int64_t r = 0; r < queries; ++r)
@@ -136,7 +137,7 @@ void attention_head(const AttentionCall& call, int64_t begin, int64_t end, int64
         const MultiplyTile multiply = multiply_for(rows);
         for (int64_t d = 0; d < wide; d += kPanelCols)
           multiply(product + row * wide + d, wide, scores + row * kBlockKeys, kBlockKeys,
-                   values_packed + d * keys, keys);
+                   values_packed + d * keys, keys, nothing);
       });
       for (int64_t r = 0; r < queries; ++r) {
         float* out = context + (first + r) * out_stride;

@@ -19,6 +19,7 @@ struct Dot {
   static constexpr int kGroup = 2;   // inputs that one 32-bit lane holds
   static constexpr int kTileRows = 6;
   static constexpr int kTileVecs = 2;
+  static constexpr int kActivationShift = 0;  // what the instruction's operand is less than q
   static constexpr size_t kWidenedBytes = 2;  // a packed int8 weight becomes int16 before use
 
   static type zero() { return _mm256_setzero_si256(); }

@@ -21,6 +21,7 @@ struct SoftwareDot {
   static constexpr int kGroup = 4;
   static constexpr int kTileRows = kRows;
   static constexpr int kTileVecs = kVecs;
+  static constexpr int kActivationShift = 0;  // what the instruction's operand is less than q
   static constexpr size_t kWidenedBytes = 0;
 
   static type zero() {

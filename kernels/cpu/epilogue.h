@@ -22,6 +22,35 @@ struct Tile {
   int64_t cols;       // at most kPanelCols; fewer in a last panel
 };
 
+// Asks for the lines that the epilogue will read and write, before the products, which take longer.
+inline void prefetch_tile(const Linear& linear, const LinearCall& call, int64_t row, int64_t rows,
+                          int64_t col) {
+  constexpr int64_t kLineFloats = 16;
+  for (int64_t r = row; r < row + rows; ++r)
+    for (int64_t c = col; c < min_of(col + kPanelCols, linear.out_features); c += kLineFloats) {
+      const int64_t offset = r * linear.out_features + c;
+      __builtin_prefetch(call.out + offset, 1, 3);
+      if (call.residual) __builtin_prefetch(call.residual + offset, 0, 3);
+    }
+}
+
+// Walks over the next panel of weights in as many equal parts as there are tiles of rows.
+class PanelPrefetch {
+ public:
+  PanelPrefetch(const void* panel, int64_t bytes, int64_t tiles)
+      : address_((const char*)panel), share_(round_up(ceil_div(bytes, tiles), 64)) {}
+  // One part, spread over the `steps` of a tile's inner loop.
+  Ahead spread(int64_t steps) {
+    const Ahead ahead = {address_, ceil_div(share_, steps)};
+    address_ += share_;
+    return ahead;
+  }
+
+ private:
+  const char* address_;
+  int64_t share_;
+};
+
 template <Activation kActivation>
 inline void finish_rows(const Linear& linear, const LinearCall& call, const Tile& tile,
                         bool add_partial) {

@@ -8,6 +8,7 @@
 // Bound: multiply-adds. Traffic per job: its slice of `hidden` from L2, the panels from L3 once.
 #pragma once
 
+#include "bfloat16.h"
 #include "epilogue.h"
 
 namespace {
@@ -26,32 +27,6 @@ struct Float32Weight {
   static const float* widen(float*, const Element* panel, int64_t) { return panel; }
   static constexpr bool kWiden = false;
 };
-
-// To nearest, ties to even; NaN stays NaN.
-inline uint16_t to_bfloat16(float x) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &x, sizeof bits);
-  if (x != x) return (uint16_t)((bits >> 16) | 0x40u);
-  return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
-inline uint16_t to_float16(float x) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &x, sizeof bits);
-  const uint32_t sign = (bits >> 16) & 0x8000u;
-  bits &= 0x7fffffffu;
-  if (bits > 0x7f800000u) return (uint16_t)(sign | 0x7e00u);
-  if (bits >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u);  // rounds past 65504: infinity
-  if (bits < 0x38800000u) {  // below 2^-14: subnormal, in units of 2^-24
-    float magnitude;
-    __builtin_memcpy(&magnitude, &bits, sizeof bits);
-    const float shifted = magnitude + 0.5f;  // ulp of 0.5 is 2^-24: the addition rounds
-    __builtin_memcpy(&bits, &shifted, sizeof bits);
-    return (uint16_t)(sign | (bits - 0x3f000000u));
-  }
-  bits += 0xfffu + ((bits >> 13) & 1u);
-  return (uint16_t)(sign | ((bits - 0x38000000u) >> 13));
-}
 
 struct BFloat16Weight {
   using Element = uint16_t;
@@ -116,9 +91,14 @@ void float_compute(const Linear& linear, const LinearCall& call, int64_t row_beg
       const float* weights = Weight::widen((float*)scratch,
                                            packed + col * in_features + k * kPanelCols,
                                            block * kPanelCols);
+      const auto* next_panel = packed + (col + kPanelCols) * in_features + k * kPanelCols;
+      const int64_t panel_bytes = block * kPanelCols * (int64_t)sizeof *packed;
+      PanelPrefetch prefetch(next_panel, panel + 1 < panel_end ? panel_bytes : 0,
+                             ceil_div(row_end - row_begin, Vec::kTileRows));
       for_each_tile(row_begin, row_end, Vec::kTileRows, [&](int64_t row, int64_t rows) {
+        prefetch_tile(linear, call, row, rows, col);
         multiply_for(rows)(sums, kPanelCols, call.hidden + row * in_features + k, in_features,
-                           weights, block);
+                           weights, block, prefetch.spread(block));
         const Tile tile = {sums, kPanelCols, row, rows, col,
                            min_of(kPanelCols, linear.out_features - col)};
         if (last)

@@ -88,7 +88,7 @@ void int8_prepare(void* prepared, const float* hidden, int64_t row_begin, int64_
 
 template <int kRows, typename Weight>
 void int8_tile(int32_t* out, const Dot::Activation* a, int64_t a_stride, const Weight* panel,
-               int64_t depth) {
+               int64_t depth, Ahead ahead) {
   Dot::type acc[kRows][Dot::kTileVecs];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
@@ -98,6 +98,8 @@ void int8_tile(int32_t* out, const Dot::Activation* a, int64_t a_stride, const W
     const auto first = Dot::load(panel);
     const auto second = Dot::load(panel + Dot::kLanes * Dot::kGroup);
     panel += kInt8PanelCols * Dot::kGroup;
+    __builtin_prefetch(ahead.address, 0, 2);
+    ahead.address += ahead.step;
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       const auto x = Dot::broadcast(a + r * a_stride + k);
@@ -116,24 +118,9 @@ static_assert(Dot::kTileVecs == 2, "int8_tile names its two vectors of weights")
 
 template <int kRows, typename Weight>
 inline void int8_rows(int64_t rows, int32_t* out, const Dot::Activation* a, int64_t a_stride,
-                      const Weight* panel, int64_t depth) {
-  if (rows == kRows) return int8_tile<kRows>(out, a, a_stride, panel, depth);
-  if constexpr (kRows > 1) int8_rows<kRows - 1>(rows, out, a, a_stride, panel, depth);
-}
-
-// Exact sums of a tile to float32, in place of the integers' buffer.
-inline void dequantize_tile(float* out, const int32_t* acc, int64_t rows, const RowScale* scales,
-                            const float* weight_scale, const int32_t* weight_sum) {
-  for (int64_t r = 0; r < rows; ++r) {
-    int32_t exact[kInt8PanelCols];
-    for (int64_t c = 0; c < kInt8PanelCols; ++c)
-      exact[c] = acc[r * kInt8PanelCols + c] - scales[r].zero_point * weight_sum[c];
-    const Vec::type act_scale = Vec::broadcast(scales[r].act_scale);
-    for (int64_t c = 0; c < kInt8PanelCols; c += Vec::kLanes)
-      Vec::store(out + r * kInt8PanelCols + c,
-                 Vec::mul(Vec::load_int32(exact + c),
-                          Vec::mul(act_scale, Vec::load(weight_scale + c))));
-  }
+                      const Weight* panel, int64_t depth, Ahead ahead) {
+  if (rows == kRows) return int8_tile<kRows>(out, a, a_stride, panel, depth, ahead);
+  if constexpr (kRows > 1) int8_rows<kRows - 1>(rows, out, a, a_stride, panel, depth, ahead);
 }
 
 size_t int8_scratch_bytes(int64_t in_features) {
@@ -152,10 +139,15 @@ void int8_compute(const Linear& linear, const LinearCall& call, int64_t row_begi
     const int64_t col = panel * kInt8PanelCols;
     const auto* weights = Dot::widen(scratch, layout.panel(linear.packed, panel),
                                      kInt8PanelCols * layout.depth);
+    const int64_t panel_bytes = kInt8PanelCols * layout.depth;
+    PanelPrefetch prefetch(layout.panel(linear.packed, panel + 1),
+                           panel + 1 < panel_end ? panel_bytes : 0,
+                           ceil_div(row_end - row_begin, Dot::kTileRows));
     for_each_tile(row_begin, row_end, Dot::kTileRows, [&](int64_t row, int64_t rows) {
+      prefetch_tile(linear, call, row, rows, col);
       int8_rows<Dot::kTileRows>(rows, acc, values + row * layout.depth, layout.depth, weights,
-                                layout.depth);
-      dequantize_tile(sums, acc, rows, scales + row, layout.weight_scale(linear.packed) + col,
+                                layout.depth, prefetch.spread(layout.depth / Dot::kGroup));
+      dequantize_tile<kInt8PanelCols, Dot::kActivationShift>(sums, acc, rows, scales + row, layout.weight_scale(linear.packed) + col,
                       layout.weight_sum(linear.packed) + col);
       finish_tile(linear, call,
                   {sums, kInt8PanelCols, row, rows, col,

@@ -1,9 +1,9 @@
 // path_avx2.cpp: x86-64 with AVX2, FMA and F16C. Compiled with -mavx2 -mfma -mf16c.
 #include "vec_avx2.h"
 
+#include "path.h"
 #include "dot_avx2.h"
 #include "linear_int8.h"
-#include "path.h"
 
 namespace {
 constexpr minibert::LinearKernel kLinear[] = {

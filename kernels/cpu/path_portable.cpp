@@ -1,11 +1,12 @@
-// path_portable.cpp: any processor with a C++17 compiler. Four lanes, as SSE2 has, product rounded
-// before the sum.
+// path_portable.cpp: any processor with a C++17 compiler. Four lanes, as SSE2 has; a product is
+// rounded before it is added.
 #include "vec_software.h"
 
 namespace {
 using Vec = SoftwareVec<4, 4, 2, false>;
 }
 
+#include "path.h"
 #include "dot_software.h"
 
 namespace {
@@ -13,7 +14,6 @@ using Dot = SoftwareDot<4, 4, 2>;
 }
 
 #include "linear_int8.h"
-#include "path.h"
 
 namespace {
 constexpr minibert::LinearKernel kLinear[] = {

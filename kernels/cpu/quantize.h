@@ -66,4 +66,19 @@ inline float quantize_weight_row(const float* weight, int64_t size, int32_t* sum
   return largest / 127.0f;
 }
 
+// Exact sums of a tile of kCols outputs, of activations less kShift, to float32.
+template <int64_t kCols, int kShift>
+inline void dequantize_tile(float* out, const int32_t* acc, int64_t rows, const RowScale* scales,
+                            const float* weight_scale, const int32_t* weight_sum) {
+  for (int64_t r = 0; r < rows; ++r) {
+    int32_t exact[kCols];
+    for (int64_t c = 0; c < kCols; ++c)
+      exact[c] = acc[r * kCols + c] - (scales[r].zero_point - kShift) * weight_sum[c];
+    const Vec::type act_scale = Vec::broadcast(scales[r].act_scale);
+    for (int64_t c = 0; c < kCols; c += Vec::kLanes)
+      Vec::store(out + r * kCols + c, Vec::mul(Vec::load_int32(exact + c),
+                                               Vec::mul(act_scale, Vec::load(weight_scale + c))));
+  }
+}
+
 }  // namespace

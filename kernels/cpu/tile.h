@@ -3,7 +3,8 @@
 // out[r][c] = sum over k of a[r][k] * panel[k][c], for up to kTileRows rows and one packed panel of
 // kPanelCols columns. Every output has its own accumulator and adds k = 0, 1, 2 ... in that order,
 // whatever the number of rows: this is why a row's bytes do not depend on its neighbours.
-// Per k: kTileVecs loads of weights, kTileRows broadcasts, kTileRows * kTileVecs multiply-adds.
+// Per k: kTileVecs loads of weights, kTileRows broadcasts, kTileRows * kTileVecs multiply-adds, one
+// prefetch.
 #pragma once
 
 #include "kernels.h"
@@ -17,13 +18,20 @@ constexpr int64_t kPanelCols = Vec::kTileVecs * Vec::kLanes;
 // beside the multiply-adds.
 constexpr int64_t kChain = 128;
 
+// What to bring into the second-level cache meanwhile: one address per k. The panel after this one
+// comes from the third-level cache or from memory; asked for in one burst, it would be waited for.
+struct Ahead {
+  const char* address;
+  int64_t step;  // bytes
+};
+
 template <int kRows>
 inline __attribute__((always_inline)) void multiply_tile(float* __restrict__ out,
                                                          int64_t out_stride,
                                                          const float* __restrict__ a,
                                                          int64_t a_stride,
                                                          const float* __restrict__ panel,
-                                                         int64_t depth) {
+                                                         int64_t depth, Ahead ahead) {
   for (int64_t begin = 0; begin == 0 || begin < depth; begin += kChain) {
     Vec::type acc[kRows][Vec::kTileVecs];
 #pragma GCC unroll 16
@@ -36,6 +44,8 @@ inline __attribute__((always_inline)) void multiply_tile(float* __restrict__ out
 #pragma GCC unroll 4
       for (int c = 0; c < Vec::kTileVecs; ++c) b[c] = Vec::load(panel + c * Vec::kLanes);
       panel += kPanelCols;
+      __builtin_prefetch(ahead.address, 0, 2);
+      ahead.address += ahead.step;
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
         const Vec::type x = Vec::broadcast(a[r * a_stride + k]);
@@ -54,12 +64,12 @@ inline __attribute__((always_inline)) void multiply_tile(float* __restrict__ out
 }
 
 // The template above for a number of rows known at run time. Not inlined: one copy per path.
-using MultiplyTile = void (*)(float*, int64_t, const float*, int64_t, const float*, int64_t);
+using MultiplyTile = void (*)(float*, int64_t, const float*, int64_t, const float*, int64_t, Ahead);
 
 template <int kRows>
 void multiply_rows(float* out, int64_t out_stride, const float* a, int64_t a_stride,
-                   const float* panel, int64_t depth) {
-  multiply_tile<kRows>(out, out_stride, a, a_stride, panel, depth);
+                   const float* panel, int64_t depth, Ahead ahead) {
+  multiply_tile<kRows>(out, out_stride, a, a_stride, panel, depth, ahead);
 }
 
 template <int kRows>

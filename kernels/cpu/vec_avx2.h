@@ -5,6 +5,8 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#include "transpose_avx.h"
+
 namespace {
 
 struct Vec {
@@ -91,24 +93,8 @@ struct Vec {
   static type load_int32(const int32_t* p) {
     return _mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i*)p));
   }
-  // out[c * out_stride + r] = in[r * in_stride + c] for 8 x 8 values.
   static void transpose(float* out, int64_t out_stride, const float* in, int64_t in_stride) {
-    type row[8], pair[8], quad[8];
-    for (int r = 0; r < 8; ++r) row[r] = load(in + r * in_stride);
-    for (int r = 0; r < 8; r += 2) {
-      pair[r] = _mm256_unpacklo_ps(row[r], row[r + 1]);
-      pair[r + 1] = _mm256_unpackhi_ps(row[r], row[r + 1]);
-    }
-    for (int r = 0; r < 8; r += 4) {
-      quad[r] = _mm256_shuffle_ps(pair[r], pair[r + 2], 0x44);
-      quad[r + 1] = _mm256_shuffle_ps(pair[r], pair[r + 2], 0xee);
-      quad[r + 2] = _mm256_shuffle_ps(pair[r + 1], pair[r + 3], 0x44);
-      quad[r + 3] = _mm256_shuffle_ps(pair[r + 1], pair[r + 3], 0xee);
-    }
-    for (int c = 0; c < 4; ++c) {
-      store(out + c * out_stride, _mm256_permute2f128_ps(quad[c], quad[c + 4], 0x20));
-      store(out + (c + 4) * out_stride, _mm256_permute2f128_ps(quad[c], quad[c + 4], 0x31));
-    }
+    transpose_8x8(out, out_stride, in, in_stride);
   }
 
  private:

@@ -34,6 +34,7 @@ COMMANDS = {
     "prune": "Write a smaller copy of a model: fewer heads, neurons, layers.",
     "explain": "Show how a model is read and run, and why.",
     "doctor": "Show what this machine offers minibert and what is missing.",
+    "emulate": "Run a CUDA kernel without a GPU and report its faults.",
     "demo": "Search a small text set by meaning, with a real model.",
 }
 

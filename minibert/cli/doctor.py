@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import platform
@@ -122,22 +121,16 @@ def _arrays() -> Iterator[Finding]:
 
 
 def _cpu_kernels() -> Iterator[Finding]:
+    from minibert.ops import cpu
+
     section, name = "CPU kernels", "extension"
-    try:
-        cpu = importlib.import_module("minibert.ops.cpu")
-    except ModuleNotFoundError:
-        yield Finding(section, name, "off", "this version computes in NumPy only")
-        return
-    if cpu.available():
-        yield Finding(section, name, "ok", "built and loaded")
+    built, reason = cpu.available()
+    if built:
+        yield Finding(section, name, "ok", reason)
         return
     compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-    advice = (
-        "NumPy does the work, slower; with a C++ compiler (g++ or clang++) "
-        "install minibert-engine again to build the extension"
-    )
-    value = f"not built; compiler: {compiler or 'none found'}"
-    yield Finding(section, name, "warn", value, advice)
+    advice = f"until then NumPy does the work, slower; compiler found: {compiler or 'none'}"
+    yield Finding(section, name, "warn", reason, advice)
 
 
 def _gpu() -> Iterator[Finding]:

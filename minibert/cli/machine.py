@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from minibert.kernels.cpu.cores import cgroup_quota
+
 FEATURES = {
     "SSE4.2": ("sse4_2",),
     "AVX2": ("avx2",),
@@ -90,32 +92,9 @@ def affinity_cores() -> int:
     return os.cpu_count() or 1
 
 
-def cgroup_cores(root: Path = Path("/")) -> float | None:
-    """Return the cores that the control group's quota amounts to, or None without a quota.
-
-    Both generations are read; in the second, every group above this one may set a quota of its
-    own, and the smallest holds.
-    """
-    quotas = []
-    groups = _read(root / "proc/self/cgroup") or ""
-    for line in groups.splitlines():
-        _, controllers, path = (*line.split(":", 2), "", "")[:3]
-        relative = Path(path.lstrip("/"))
-        if not controllers:
-            for group in (relative, *relative.parents):
-                quotas += _quota(_read(root / "sys/fs/cgroup" / group / "cpu.max"))
-        elif "cpu" in controllers.split(","):
-            for group in (relative, Path()):
-                folder = root / "sys/fs/cgroup/cpu" / group
-                parts = [_read(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
-                quotas += _quota(" ".join(part.strip() for part in parts if part))
-    return min(quotas, default=None)
-
-
-def _quota(text: str | None) -> list[float]:
-    """Return [quota / period], or [] for no quota (`max`, or -1 in the first generation)."""
-    match = re.fullmatch(r"(\d+)\s+(\d+)\s*", text or "")
-    return [int(match[1]) / int(match[2])] if match and int(match[2]) else []
+def cgroup_cores() -> float | None:
+    """Return the cores that the control groups' quota amounts to, or None without a quota."""
+    return cgroup_quota(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))
 
 
 def blas() -> Blas | None:

@@ -36,7 +36,9 @@ def debug_option(function: Decorated) -> Decorated:
 
 
 _ENGINE_OPTIONS = (
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, numpy or cuda."),
+    click.option(
+        "--device", default="auto", show_default=True, help="auto, cpu, cuda, numpy or emulator."
+    ),
     click.option(
         "--dtype",
         help="How linear layers compute.  [default: int8 for a quantized model, else float32]",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -295,6 +295,17 @@ class CpuOps:
         return out
 
     # ---- forward -------------------------------------------------------------------------------
+    def forward(
+        self,
+        batch: Batch,
+        function: Callable[[CpuOps, Any], tuple[Any, ...]],
+        *,
+        key: Hashable,
+    ) -> tuple[FloatArray, ...]:
+        """See `Ops.forward`; nothing is recorded."""
+        uploaded = self.upload(batch)
+        return tuple(self.download(array) for array in function(self, uploaded))
+
     def embed(self, batch: _CpuBatch, tables: Sequence[Any], norm: _LayerNorm | None) -> CpuArray:
         """See `Ops.embed`.
 

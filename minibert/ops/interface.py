@@ -9,7 +9,7 @@ Shapes below are those of the mathematics; `hidden_states` is `(num_tokens, hidd
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -135,6 +135,24 @@ class Ops(Protocol):
 
     def download(self, array: Array) -> NDArray[np.float32]:
         """Bring a result to the host as float32 (float64 where dtype is float64); a copy."""
+        ...
+
+    def forward(
+        self, batch: Batch, function: Callable[[Any, Any], tuple[Array, ...]], *, key: Hashable
+    ) -> tuple[NDArray[np.float32], ...]:
+        """Upload a batch, compute, download the results.
+
+        A device may record what `function` does and replay it for later batches.
+
+        Args:
+            batch: to compute.
+            function: from (ops, uploaded batch) to arrays; the same operations on the same weights
+                whenever it is called with the same key.
+            key: what `function` computes.
+
+        Returns:
+            The downloaded arrays.
+        """
         ...
 
     # ---- forward -------------------------------------------------------------------------------

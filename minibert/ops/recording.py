@@ -7,7 +7,7 @@ and a layer is known by the name that `prepare_linear` was given (`layer.3.outpu
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -119,6 +119,17 @@ class RecordingOps:
     def download(self, array: Array) -> NDArray[np.float32]:
         """See `Ops.download`."""
         return self.inner.download(array)
+
+    def forward(
+        self,
+        batch: Batch,
+        function: Callable[[RecordingOps, Any], tuple[Any, ...]],
+        *,
+        key: Hashable,
+    ) -> tuple[NDArray[np.float32], ...]:
+        """See `Ops.forward`; never by a recorded graph, whose layers nobody sees."""
+        uploaded = self.upload(batch)
+        return tuple(self.download(array) for array in function(self, uploaded))
 
     def embed(self, batch: Any, tables: Sequence[Any], norm: Any | None) -> Array:
         """See `Ops.embed`."""

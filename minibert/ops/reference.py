@@ -9,7 +9,7 @@ on the text alone; it is also small enough to stay in cache.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -117,6 +117,17 @@ class ReferenceOps:
     def download(self, array: FloatArray) -> FloatArray:
         """See `Ops.download`."""
         return np.array(array, self._float)
+
+    def forward(
+        self,
+        batch: Batch,
+        function: Callable[[ReferenceOps, Batch], tuple[Any, ...]],
+        *,
+        key: Hashable,
+    ) -> tuple[FloatArray, ...]:
+        """See `Ops.forward`; nothing is recorded."""
+        uploaded = self.upload(batch)
+        return tuple(self.download(array) for array in function(self, uploaded))
 
     def embed(self, batch: Batch, tables: Sequence[Any], norm: _LayerNorm | None) -> FloatArray:
         """See `Ops.embed`."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import re
+from importlib.util import find_spec
 
-from minibert.errors import DeviceError
+from minibert.errors import DeviceError, MissingDependencyError
 from minibert.ops.interface import Ops
 from minibert.ops.reference import ReferenceOps
 
-DEVICES = ("auto", "cpu", "numpy")
+DEVICES = ("auto", "cpu", "numpy", "cuda", "cuda:<number>", "emulator", "emulator:<capability>")
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 
+_DEVICE = re.compile(r"auto|cpu|numpy|(cuda|emulator)(:\d+)?")
 _log = logging.getLogger("minibert")
 
 
@@ -25,7 +28,9 @@ def make_ops(
     """Make the Ops of a device.
 
     Args:
-        device: one of `DEVICES`; "numpy" is the reference without kernels.
+        device: one of `DEVICES`; "auto" is a GPU where one is usable, else the CPU; "numpy" is
+            the reference without kernels; "emulator" runs the CUDA kernels without a GPU, slowly,
+            for checking.
         dtype: how linear layers compute; None for int8 where the checkpoint is quantised and the
             device has it, else float32.
         matmul_precision: for float32, how exactly.
@@ -39,7 +44,12 @@ def make_ops(
         DeviceError: an unknown device, or one that cannot do what was asked.
     """
     check_device(device, matmul_precision=matmul_precision, threads=threads)
-    ops, reason = _cpu(device, dtype, matmul_precision, threads, quantized)
+    made: tuple[Ops, str] | None = None
+    if device.startswith(("cuda", "emulator")):
+        made = _gpu(device, dtype, quantized), "asked for"
+    elif device == "auto":
+        made = _gpu_if_usable(dtype, quantized)
+    ops, reason = made or _cpu(device, dtype, matmul_precision, threads, quantized)
     _log.info("device %r: ops %s (%s)", device, ops.name, reason)
     return ops, reason
 
@@ -59,8 +69,26 @@ def check_device(device: str, *, matmul_precision: str, threads: int | None) -> 
         isinstance(threads, bool) or not isinstance(threads, int) or threads < 1
     ):
         raise DeviceError(f"threads must be at least 1, got {threads!r}")
-    if device not in DEVICES:
+    if not isinstance(device, str) or not _DEVICE.fullmatch(device):
         raise DeviceError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
+
+
+def _gpu_if_usable(dtype: str | None, quantized: bool) -> tuple[Ops, str] | None:
+    """A GPU, where CuPy is installed and finds one; why not goes to the log."""
+    spec = find_spec("cupy")
+    if dtype == "float64" or spec is None or spec.origin is None:  # an empty folder is no CuPy
+        return None
+    try:
+        return _gpu("cuda", dtype, quantized), "a usable GPU was found"
+    except (DeviceError, MissingDependencyError) as error:
+        _log.info("device 'auto': no GPU is used: %s", error)
+        return None
+
+
+def _gpu(device: str, dtype: str | None, quantized: bool) -> Ops:
+    from minibert.ops.cuda import cuda_ops
+
+    return cuda_ops(device, dtype or ("int8" if quantized else "float32"))
 
 
 def _cpu(

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-import types
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +9,7 @@ from click.testing import Result
 
 import minibert
 from minibert.cli import doctor, machine
+from minibert.ops import cpu
 
 Run = Callable[..., Result]
 
@@ -63,13 +62,13 @@ def test_a_forced_core_type_is_a_warning(run: Run, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(("built", "status"), [(True, "ok"), (False, "warn")])
-def test_the_extension_is_built_or_not(
+def test_the_extension_is_built_or_the_reason_is_shown(
     run: Run, monkeypatch: pytest.MonkeyPatch, built: bool, status: str
 ) -> None:
-    module = types.ModuleType("minibert.ops.cpu")
-    module.available = lambda: built
-    monkeypatch.setitem(sys.modules, "minibert.ops.cpu", module)
-    assert findings(run)["extension"]["status"] == status
+    monkeypatch.setattr(cpu, "available", lambda: (built, "path none-such"))
+    extension = findings(run)["extension"]
+    assert extension["status"] == status
+    assert "path none-such" in extension["value"]
 
 
 @pytest.mark.parametrize(

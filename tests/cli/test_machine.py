@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from pathlib import Path
 
 import pytest
 
@@ -39,49 +38,6 @@ def test_a_system_that_does_not_tell_is_unknown() -> None:
 
 def test_affinity_is_counted() -> None:
     assert 1 <= machine.affinity_cores() <= (os.cpu_count() or 1)
-
-
-def write(root: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return root
-
-
-@pytest.mark.parametrize(
-    ("files", "cores"),
-    [
-        ({}, None),
-        ({"proc/self/cgroup": "0::/\n"}, None),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}, 1.5),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, None),
-        (
-            {
-                "proc/self/cgroup": "0::/a/b\n",
-                "sys/fs/cgroup/a/b/cpu.max": "400000 100000\n",
-                "sys/fs/cgroup/a/cpu.max": "200000 100000\n",
-                "sys/fs/cgroup/cpu.max": "max 100000\n",
-            },
-            2.0,
-        ),
-        (
-            {
-                "proc/self/cgroup": "4:cpu,cpuacct:/a\n1:name=systemd:/\n0::/\n",
-                "sys/fs/cgroup/cpu/a/cpu.cfs_quota_us": "50000\n",
-                "sys/fs/cgroup/cpu/a/cpu.cfs_period_us": "100000\n",
-                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
-                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
-            },
-            0.5,
-        ),
-        ({"proc/self/cgroup": "nonsense\n", "sys/fs/cgroup/cpu.max": "1 0\n"}, None),
-    ],
-)
-def test_the_smallest_quota_holds(
-    tmp_path: Path, files: dict[str, str], cores: float | None
-) -> None:
-    assert machine.cgroup_cores(write(tmp_path, files)) == cores
 
 
 def test_numpy_s_blas_is_named() -> None:

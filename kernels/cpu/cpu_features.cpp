@@ -1,4 +1,4 @@
-#include "features.h"
+#include "cpu_features.h"
 
 #include <cstdint>
 
@@ -11,6 +11,8 @@
 #endif
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace minibert {
@@ -51,6 +53,14 @@ bool ask_for_tiles() {
 
 #endif
 
+#if defined(__aarch64__) && defined(__APPLE__)
+bool system_has(const char* name) {
+  int value = 0;
+  size_t size = sizeof value;
+  return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+}
+#endif
+
 }  // namespace
 
 Features detect_features() {
@@ -73,6 +83,9 @@ Features detect_features() {
   // Bits of the auxiliary vector, arch/arm64/include/uapi/asm/hwcap.h.
   f.neon_dotprod = (getauxval(AT_HWCAP) >> 20 & 1) != 0;
   f.neon_i8mm = f.neon_dotprod && (getauxval(AT_HWCAP2) >> 13 & 1) != 0;
+#elif defined(__aarch64__) && defined(__APPLE__)
+  f.neon_dotprod = system_has("hw.optional.arm.FEAT_DotProd");
+  f.neon_i8mm = f.neon_dotprod && system_has("hw.optional.arm.FEAT_I8MM");
 #endif
   return f;
 }

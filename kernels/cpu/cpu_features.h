@@ -1,4 +1,4 @@
-// features.h: what the processor and the operating system allow, asked of both and never derived
+// cpu_features.h: what the processor and the operating system allow, asked of both and never derived
 // from a model name: virtual machines mask either.
 #pragma once
 

@@ -1,0 +1,22 @@
+// path_avx2_vnni.cpp: path_avx2.cpp with AVX-VNNI for int8: client cores without AVX-512.
+// Compiled with the flags of AVX2 and -mavxvnni.
+#include "vec_avx2.h"
+
+#include "path.h"
+#include "dot_vnni.h"
+#include "linear_int8.h"
+
+namespace {
+constexpr minibert::LinearKernel kLinear[] = {
+    float_kernel<Float32Weight>("float32"),
+    float_kernel<BFloat16Weight>("bfloat16"),
+    float_kernel<Float16Weight>("float16"),
+    kInt8Kernel,
+    {},
+};
+constexpr minibert::Kernels kPath = make_path("avx2-vnni", kLinear);
+}  // namespace
+
+namespace minibert {
+extern const Kernels* const avx2_vnni_path = &kPath;
+}

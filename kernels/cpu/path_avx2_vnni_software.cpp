@@ -1,0 +1,31 @@
+// path_avx2_vnni_software.cpp: path_avx2_vnni.cpp with its instructions as loops.
+// Compiled for AVX2: an array of lanes is still an array of lanes, only computed faster.
+#include "vec_software.h"
+
+namespace {
+using Vec = SoftwareVec<8, 6, 2, true>;
+}
+
+#include "path.h"
+#include "dot_software.h"
+
+namespace {
+using Dot = SoftwareDot<8, 6, 2>;
+}
+
+#include "linear_int8.h"
+
+namespace {
+constexpr minibert::LinearKernel kLinear[] = {
+    float_kernel<Float32Weight>("float32"),
+    float_kernel<BFloat16Weight>("bfloat16"),
+    float_kernel<Float16Weight>("float16"),
+    kInt8Kernel,
+    {},
+};
+constexpr minibert::Kernels kPath = make_path("avx2-vnni-software", kLinear);
+}  // namespace
+
+namespace minibert {
+extern const Kernels* const avx2_vnni_software_path = &kPath;
+}

@@ -1,0 +1,21 @@
+// path_avx512.cpp: x86-64 with AVX-512 F, BW, VL and DQ.
+#include "vec_avx512.h"
+
+#include "path.h"
+#include "dot_avx512.h"
+#include "linear_int8.h"
+
+namespace {
+constexpr minibert::LinearKernel kLinear[] = {
+    float_kernel<Float32Weight>("float32"),
+    float_kernel<BFloat16Weight>("bfloat16"),
+    float_kernel<Float16Weight>("float16"),
+    kInt8Kernel,
+    {},
+};
+constexpr minibert::Kernels kPath = make_path("avx512", kLinear);
+}  // namespace
+
+namespace minibert {
+extern const Kernels* const avx512_path = &kPath;
+}

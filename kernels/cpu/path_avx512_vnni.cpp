@@ -1,0 +1,21 @@
+// path_avx512_vnni.cpp: path_avx512.cpp with AVX512-VNNI for int8.
+#include "vec_avx512.h"
+
+#include "path.h"
+#include "dot_vnni.h"
+#include "linear_int8.h"
+
+namespace {
+constexpr minibert::LinearKernel kLinear[] = {
+    float_kernel<Float32Weight>("float32"),
+    float_kernel<BFloat16Weight>("bfloat16"),
+    float_kernel<Float16Weight>("float16"),
+    kInt8Kernel,
+    {},
+};
+constexpr minibert::Kernels kPath = make_path("avx512-vnni", kLinear);
+}  // namespace
+
+namespace minibert {
+extern const Kernels* const avx512_vnni_path = &kPath;
+}

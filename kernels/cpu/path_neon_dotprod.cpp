@@ -1,0 +1,22 @@
+// path_neon_dotprod.cpp: path_neon.cpp with sdot for int8.
+#include "vec_neon.h"
+
+#include "path.h"
+
+#include "dot_neon.h"
+#include "linear_int8.h"
+
+namespace {
+constexpr minibert::LinearKernel kLinear[] = {
+    float_kernel<Float32Weight>("float32"),
+    float_kernel<BFloat16Weight>("bfloat16"),
+    float_kernel<Float16Weight>("float16"),
+    kInt8Kernel,
+    {},
+};
+constexpr minibert::Kernels kPath = make_path("neon-dotprod", kLinear);
+}  // namespace
+
+namespace minibert {
+extern const Kernels* const neon_dotprod_path = &kPath;
+}

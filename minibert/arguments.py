@@ -1,0 +1,90 @@
+"""Checks of what callers hand over: each refusal names the argument and what it accepts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+
+from minibert.errors import InputError
+from minibert.precision import check_precision
+
+
+def as_texts(inputs: Any, sentences: Any = None) -> tuple[list[str], bool]:
+    """The texts of a call, and whether it was a single one.
+
+    Args:
+        inputs: a str, or any iterable of str.
+        sentences: the argument's older name.
+
+    Raises:
+        InputError: neither, both, or something else than texts.
+    """
+    if inputs is None:
+        if sentences is None:
+            raise InputError("inputs must be a text or several texts, got None")
+        warnings.warn("sentences= is called inputs= now", DeprecationWarning, stacklevel=3)
+        inputs = sentences
+    elif sentences is not None:
+        raise InputError("inputs and sentences must not both be given: they are one argument")
+    if isinstance(inputs, str):
+        return [inputs], True
+    if isinstance(inputs, bytes | Mapping | int | float):
+        raise InputError(f"inputs must be a text or several texts, got {type(inputs).__name__}")
+    try:
+        texts = inputs.tolist() if isinstance(inputs, np.ndarray) else list(inputs)
+    except TypeError:
+        raise InputError(
+            f"inputs must be a text or several texts, got {type(inputs).__name__}"
+        ) from None
+    if isinstance(texts, str):  # a 0-dimensional array
+        return [texts], True
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"text {i} must be a str, got {type(text).__name__}")
+    return [str(text) for text in texts], False
+
+
+def check_output(output_value: object, precision: str) -> None:
+    """Refuse an unknown output_value or precision, or two that do not go together."""
+    if output_value not in ("sentence_embedding", "token_embeddings", None):
+        raise InputError(
+            "output_value must be sentence_embedding, token_embeddings or None, "
+            f"got {output_value!r}"
+        )
+    check_precision(precision)
+    if output_value != "sentence_embedding" and precision != "float32":
+        raise InputError(
+            f"precision must be float32 with output_value = {output_value!r}, got {precision!r}"
+        )
+
+
+def is_integer(value: object) -> bool:
+    """Whether a value is a whole number; True and False are not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_count(name: str, value: Any) -> None:
+    """Refuse what is neither None nor a whole number of at least 1."""
+    if value is not None and (not is_integer(value) or value < 1):
+        raise InputError(f"{name} must be at least 1, got {value!r}")
+
+
+def check_prompts(prompts: object) -> None:
+    """Refuse what is neither None nor a mapping from names to texts."""
+    if prompts is not None and not (
+        isinstance(prompts, Mapping)
+        and all(isinstance(part, str) for item in prompts.items() for part in item)
+    ):
+        raise InputError(f"prompts must map names to texts, got {prompts!r}")
+
+
+def check_truncate_dim(truncate_dim: Any, dimension: int) -> None:
+    """Refuse what is neither None nor a number of leading dimensions."""
+    if truncate_dim is not None and (
+        not is_integer(truncate_dim) or not 1 <= truncate_dim <= dimension
+    ):
+        raise InputError(f"truncate_dim must be 1 to {dimension}, got {truncate_dim!r}")

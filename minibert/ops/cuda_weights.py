@@ -1,0 +1,188 @@
+"""Weights as the CUDA kernels read them: converted, padded and, for int8, quantized.
+
+A matrix keeps the checkpoint's (out_features, in_features) order. Its sides are padded with zeros
+to what 16-byte reads need; activations have the same padding, and it never reaches a result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minibert.errors import DeviceError
+from minibert.kernels.cuda.device import Device
+
+__all__ = ["Embedding", "LayerNorm", "Linear", "pad_to", "quantize_weight", "to_dtype"]
+
+PADDING = 8
+"""Rows of activations are stored as multiples of this many elements."""
+
+QUANTIZED_PADDING = 16
+"""Rows of int8 activations and weights likewise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """One linear layer on the device.
+
+    Attributes:
+        weight: (stored_out, stored_in) of the operand type.
+        bias: (stored_out,) float32, zeros where the checkpoint has none.
+        weight_scale: (stored_out,) float32 for int8, else None.
+        in_features: columns of its input.
+        out_features: columns of its output.
+    """
+
+    weight: Any
+    bias: Any
+    weight_scale: Any
+    in_features: int
+    out_features: int
+
+    @property
+    def stored_out(self) -> int:
+        """Columns of the output as stored."""
+        return int(self.weight.shape[0])
+
+    @property
+    def stored_in(self) -> int:
+        """Columns of the weight as stored."""
+        return int(self.weight.shape[1])
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNorm:
+    """One layer normalisation on the device: weight and bias (hidden_size,) float32."""
+
+    weight: Any
+    bias: Any
+    eps: float
+    hidden_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """One embedding table on the device, (num_rows, width)."""
+
+    table: Any
+    num_rows: int
+    width: int
+
+
+def pad_to(size: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-size // multiple) * multiple
+
+
+def to_dtype(array: NDArray[Any], dtype: str, *, name: str) -> NDArray[Any]:
+    """Round a float array to the storage of a dtype; bfloat16 comes as uint16.
+
+    Raises:
+        DeviceError: a value is too large for float16.
+    """
+    wide = np.asarray(array, np.float32)
+    if dtype == "float32":
+        return wide
+    if dtype == "float16":
+        with np.errstate(over="ignore"):
+            half = wide.astype(np.float16)
+        if not np.isfinite(half).all():
+            largest = float(np.abs(wide).max())
+            raise DeviceError(
+                f"{name} must fit float16, its largest value is {largest:g}: use dtype='bfloat16'"
+            )
+        return half
+    bits = np.ascontiguousarray(wide).view(np.uint32)
+    # To nearest, ties to even: half a unit less one, plus the last bit that stays.
+    rounded: NDArray[Any] = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return rounded
+
+
+def quantize_weight(weight: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Symmetric int8 per output channel: the largest absolute value of a row becomes 127.
+
+    Args:
+        weight: (out_features, in_features).
+
+    Returns:
+        weight_q int8 and weight_scale (out_features,) float32, weight ~ weight_q * weight_scale.
+    """
+    wide = np.asarray(weight, np.float32)
+    scale = np.abs(wide).max(axis=1, initial=0.0) / np.float32(127)
+    divisor = np.where(scale > 0, scale, np.float32(1))[:, None]
+    return np.rint(wide / divisor).astype(np.int8), scale.astype(np.float32)
+
+
+def make_linear(
+    device: Device,
+    weight: NDArray[Any],
+    bias: NDArray[Any] | None,
+    *,
+    dtype: str,
+    quantized: bool,
+    name: str,
+) -> Linear:
+    """Lay out a linear layer; `dtype` is that of activations, and of weights not quantized."""
+    out_features, in_features = weight.shape
+    stored_out = pad_to(out_features, PADDING)
+    stored_in = pad_to(in_features, QUANTIZED_PADDING if quantized else PADDING)
+    weight_scale = None
+    if quantized:
+        weight_q, scale = quantize_weight(weight)
+        weight_scale = device.to_device(_padded_vector(scale, stored_out))
+        stored = _padded_matrix(weight_q, stored_out, stored_in)
+    else:
+        stored = _padded_matrix(to_dtype(weight, dtype, name=name), stored_out, stored_in)
+    return Linear(
+        device.to_device(stored),
+        device.to_device(_padded_vector(bias, stored_out)),
+        weight_scale,
+        in_features,
+        out_features,
+    )
+
+
+def make_layer_norm(
+    device: Device, weight: NDArray[Any], bias: NDArray[Any] | None, *, eps: float
+) -> LayerNorm:
+    """Lay out a layer normalisation."""
+    size = int(weight.size)
+    return LayerNorm(
+        device.to_device(np.asarray(weight, np.float32)),
+        device.to_device(_padded_vector(bias, size)),
+        eps,
+        size,
+    )
+
+
+def make_embedding(device: Device, weight: NDArray[Any], *, dtype: str) -> Embedding:
+    """Lay out an embedding table.
+
+    Raises:
+        DeviceError: a width that the kernels do not read.
+    """
+    num_rows, width = weight.shape
+    if width % PADDING:
+        raise DeviceError(
+            f"hidden_size must be a multiple of {PADDING} on CUDA, got {width}; use device='cpu'"
+        )
+    table = device.to_device(to_dtype(weight, dtype, name="an embedding table"))
+    return Embedding(table, num_rows, width)
+
+
+def _padded_vector(vector: NDArray[Any] | None, size: int) -> NDArray[np.float32]:
+    padded = np.zeros(size, np.float32)
+    if vector is not None:
+        padded[: vector.size] = vector
+    return padded
+
+
+def _padded_matrix(matrix: NDArray[Any], rows: int, columns: int) -> NDArray[Any]:
+    if matrix.shape == (rows, columns):
+        return matrix
+    padded = np.zeros((rows, columns), matrix.dtype)
+    padded[: matrix.shape[0], : matrix.shape[1]] = matrix
+    return padded

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from minibert.kernels.cuda import launch
+from tests import reference
+from tests.kernels.cuda.conftest import (
+    Bench,
+    assert_as_good_as_plain,
+    hard_values,
+    rounded,
+    stored,
+    widened,
+)
+
+FLOATS = ("float32", "float16", "bfloat16")
+SHAPES = [(1, 384), (3, 8), (7, 128), (5, 132), (4, 768), (2, 1024), (1, 2048)]
+EPS = 1e-12
+
+
+def run_layer_norm(
+    bench: Bench,
+    hidden: NDArray[Any],
+    weight: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    dtype: str,
+    *,
+    residual: NDArray[Any] | None = None,
+    quantized_size: int = 0,
+) -> tuple[NDArray[Any], ...]:
+    tokens, size = hidden.shape
+    out = bench.empty((tokens, size), dtype)
+    out_q = bench.empty((tokens, quantized_size), "int8") if quantized_size else None
+    scale = bench.empty((tokens,), "float32") if quantized_size else None
+    bench.launch(
+        launch.layer_norm(bench.target, dtype, num_tokens=tokens, hidden_size=size),
+        out,
+        out_q,
+        scale,
+        bench.put(hidden),
+        None if residual is None else bench.put(residual),
+        bench.put(weight),
+        bench.put(bias),
+        tokens,
+        size,
+        quantized_size,
+        EPS,
+    )
+    return tuple(bench.get(array) for array in (out, out_q, scale) if array is not None)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_layer_norm_matches_float64(bench: Bench, shape: tuple[int, int], dtype: str) -> None:
+    hidden = stored(hard_values(1, shape) + 3, dtype)
+    weight, bias = hard_values(2, shape[1:]), hard_values(3, shape[1:])
+    (out,) = run_layer_norm(bench, hidden, weight, bias, dtype)
+    x = widened(hidden)
+    ref = reference.layer_norm(x, weight.astype(np.float64), bias.astype(np.float64), EPS)
+    x32 = x.astype(np.float32)
+    centred = x32 - x32.mean(axis=1, keepdims=True)
+    variance = np.square(centred).mean(axis=1, keepdims=True) + np.float32(EPS)
+    plain = rounded(centred / np.sqrt(variance) * weight + bias, dtype)
+    assert_as_good_as_plain(out, plain, ref)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_layer_norm_adds_the_residual_in_float32(bench: Bench, dtype: str) -> None:
+    hidden, residual = (stored(hard_values(seed, (3, 384)), dtype) for seed in (1, 2))
+    weight, bias = hard_values(3, (384,)), hard_values(4, (384,))
+    (out,) = run_layer_norm(bench, hidden, weight, bias, dtype, residual=residual)
+    summed = widened(hidden) + widened(residual)
+    ref = reference.layer_norm(summed, weight.astype(np.float64), bias.astype(np.float64), EPS)
+    assert_as_good_as_plain(out, rounded(ref, dtype), ref)
+
+
+def test_layer_norm_of_equal_values_is_the_bias(bench: Bench) -> None:
+    hidden = stored(np.full((2, 384), 7.25), "float32")
+    weight, bias = np.ones(384, np.float32), hard_values(1, (384,))
+    (out,) = run_layer_norm(bench, hidden, weight, bias, "float32")
+    assert np.array_equal(out, np.stack([bias, bias]))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_row_does_not_depend_on_its_place(bench: Bench, dtype: str) -> None:
+    hidden = stored(hard_values(1, (9, 384)), dtype)
+    weight, bias = hard_values(2, (384,)), hard_values(3, (384,))
+    (out,) = run_layer_norm(bench, hidden, weight, bias, dtype)
+    order = np.random.default_rng(0).permutation(9)
+    (permuted,) = run_layer_norm(bench, hidden[order], weight, bias, dtype)
+    assert np.array_equal(permuted, out[order])
+    (alone,) = run_layer_norm(bench, hidden[4:5], weight, bias, dtype)
+    assert np.array_equal(alone[0], out[4])
+
+
+def run_quantize(bench: Bench, hidden: NDArray[Any], dtype: str, size: int) -> list[NDArray[Any]]:
+    tokens, stride = hidden.shape
+    out_q, scale = bench.empty((tokens, size), "int8"), bench.empty((tokens,), "float32")
+    bench.launch(
+        launch.quantize_rows(bench.target, dtype, num_tokens=tokens),
+        out_q,
+        scale,
+        bench.put(hidden),
+        tokens,
+        stride,
+        stride,
+        size,
+    )
+    return [bench.get(out_q), bench.get(scale)]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", [(1, 384), (5, 24), (3, 1536), (2, 136)])
+def test_rows_are_quantized_to_the_nearest_step(
+    bench: Bench, shape: tuple[int, int], dtype: str
+) -> None:
+    hidden = stored(hard_values(1, shape), dtype)
+    padded = -(-shape[1] // 16) * 16
+    out_q, scale = run_quantize(bench, hidden, dtype, padded)
+    x = widened(hidden)
+    assert np.array_equal(scale, (np.abs(x).max(axis=1) / 127).astype(np.float32))
+    assert np.all(out_q[:, shape[1] :] == 0)
+    assert np.all(np.abs(out_q[:, : shape[1]]).max(axis=1) == 127)
+    steps = x / scale.astype(np.float64)[:, None] - out_q[:, : shape[1]]
+    # Half a step, and the rounding of the factor and of the product (2 ulp of 127 in float32).
+    assert np.abs(steps).max() <= 0.5 + 2 * 127 * np.finfo(np.float32).eps
+
+
+def test_a_row_of_zeros_stays_zero(bench: Bench) -> None:
+    out_q, scale = run_quantize(bench, np.zeros((2, 64), np.float32), "float32", 64)
+    assert not out_q.any() and not scale.any()
+
+
+@pytest.mark.parametrize("size", [384, 136])
+def test_fused_quantization_gives_the_bytes_of_the_separate_one(bench: Bench, size: int) -> None:
+    hidden = stored(hard_values(1, (6, size)), "float16")
+    weight, bias = hard_values(2, (size,)), hard_values(3, (size,))
+    padded = -(-size // 16) * 16
+    out, fused_q, fused_scale = run_layer_norm(
+        bench, hidden, weight, bias, "float16", quantized_size=padded
+    )
+    out_q, scale = run_quantize(bench, out, "float16", padded)
+    assert np.array_equal(fused_q, out_q)
+    assert np.array_equal(fused_scale, scale)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("tables", ["all", "no position", "no type", "no norm"])
+def test_embeddings_are_gathered_added_and_normalised(
+    bench: Bench, dtype: str, tables: str
+) -> None:
+    tokens, size = 7, 136
+    rng = np.random.default_rng(5)
+    word, position, kind = (
+        stored(hard_values(seed, (rows, size)), dtype) for seed, rows in ((1, 50), (2, 20), (3, 2))
+    )
+    ids = [rng.integers(0, rows, tokens).astype(np.int32) for rows in (50, 20, 2)]
+    weight, bias = hard_values(6, (size,)), hard_values(7, (size,))
+    has_position, has_kind = tables != "no position", tables != "no type"
+    norm = tables != "no norm"
+    out = bench.empty((tokens, size), dtype)
+    bench.launch(
+        launch.embed_layer_norm(bench.target, dtype, num_tokens=tokens, hidden_size=size),
+        out,
+        None,
+        None,
+        *(bench.put(array) for array in ids),
+        bench.put(word),
+        bench.put(position) if has_position else None,
+        bench.put(kind) if has_kind else None,
+        bench.put(weight) if norm else None,
+        bench.put(bias) if norm else None,
+        tokens,
+        size,
+        0,
+        EPS,
+    )
+    x = widened(word)[ids[0]]
+    x = x + (widened(position)[ids[1]] if has_position else 0)
+    x = x + (widened(kind)[ids[2]] if has_kind else 0)
+    ref = x
+    if norm:
+        ref = reference.layer_norm(x, weight.astype(np.float64), bias.astype(np.float64), EPS)
+    assert_as_good_as_plain(bench.get(out), rounded(ref, dtype), ref)
