@@ -71,7 +71,8 @@ def test_minmax_clips_nothing_and_percentile_clips_its_share() -> None:
     assert np.abs(values).max() <= minmax_threshold(found) <= np.abs(values).max() + width
     for percentile in (50.0, 99.0, 99.9):
         threshold = percentile_threshold(found, percentile)
-        assert abs(threshold - np.percentile(np.abs(values), percentile)) <= width
+        # A bin's width from the edge, and the gap to the next value in the thin tail.
+        assert abs(threshold - np.percentile(np.abs(values), percentile)) <= 2 * width
 
 
 def test_mse_threshold_is_the_best_of_all_edges() -> None:
@@ -89,13 +90,13 @@ def test_mse_threshold_is_the_best_of_all_edges() -> None:
 
 
 def test_kl_clips_rare_large_values_that_mse_keeps() -> None:
-    """BERT's outliers: few enough for KL to clip them, large enough to matter."""
+    """What follows GELU in BERT: nearly all values near zero, and a few large ones that matter."""
     rng = np.random.default_rng(0)
-    values = np.concatenate((rng.standard_normal(100_000), np.full(100, 30.0)))
-    found = histogram_of(values)
-    assert kl_threshold(found) < 10.0
-    assert minmax_threshold(found) >= 30.0
+    usual = np.maximum(rng.standard_normal(100_000) * 0.6 - 0.5, -0.17)
+    found = histogram_of(np.concatenate((usual, rng.uniform(3.0, 25.0, 50))))
+    assert kl_threshold(found) < 3.0
     assert mse_threshold(found) > 15.0
+    assert minmax_threshold(found) > 20.0
 
 
 def test_one_sided_inputs_keep_their_lower_end() -> None:

@@ -298,7 +298,8 @@ def allocate(
     """Choose a level for every part so that the costs fit the budget and the harm is least.
 
     Harms are added, as small independent errors do in 1 - cosine. Dynamic programming over costs
-    rounded up to a fraction of the budget, so the budget is kept exactly.
+    rounded up to a fraction of the budget: the budget is never passed, and used up to a part in
+    `resolution` for each part.
 
     Args:
         parts: name -> levels to choose from.

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from minibert import model
 from minibert.loading import LoadedModel
 from minibert.ops.interface import Ops
-from minibert.ops.recording import Observer, RecordingOps
+from minibert.ops.recording import LinearEvent, Observer, RecordingOps
 from minibert.ops.select import make_ops
-from minibert.pooling import output_dimension, prepare_steps
+from minibert.pooling import Step, output_dimension, prepare_steps
 from minibert.runner import Runner, make_budget
 from minibert.weights.checkpoint import EncoderWeights, LayerWeights
 
@@ -54,6 +54,7 @@ class TextRun:
         observer: Observer | None = None,
         names: Callable[[str], bool] | None = None,
         wrap: WrapOps | None = None,
+        steps: Sequence[Step] | None = None,
     ) -> NDArray[np.float32]:
         """Embed all texts.
 
@@ -63,12 +64,13 @@ class TextRun:
             observer: sees the linear layers named by `names` (all when None).
             names: see `RecordingOps`.
             wrap: puts an Ops of its own around the device's.
+            steps: what follows the encoder, in the place of the model's own.
 
         Returns:
             (num_texts, dimension).
         """
         with PreparedRun(
-            self, weights, dtype=dtype, observer=observer, names=names, wrap=wrap
+            self, weights, dtype=dtype, observer=observer, names=names, wrap=wrap, steps=steps
         ) as prepared:
             return prepared.embeddings()
 
@@ -85,6 +87,7 @@ class PreparedRun:
         observer: Observer | None = None,
         names: Callable[[str], bool] | None = None,
         wrap: WrapOps | None = None,
+        steps: Sequence[Step] | None = None,
     ) -> None:
         """See `TextRun.embeddings`."""
         loaded = texts.loaded
@@ -106,7 +109,7 @@ class PreparedRun:
         if wrap is not None:
             ops = wrap(ops)
         if observer is not None:
-            ops = RecordingOps(ops, observer, names=names)
+            ops = RecordingOps(ops, self._narrowed(ops, observer), names=names)
         parameters = model.prepare(ops, self.weights, self.config)
         budget = make_budget(
             lambda *_: 0,
@@ -115,9 +118,29 @@ class PreparedRun:
             num_streams=ops.num_streams,
             memory_limit=None,
         )
-        steps = prepare_steps(ops, loaded.steps)
-        self._runner = Runner(ops, self.config, parameters, steps, budget)
-        self._dimension = output_dimension(loaded.steps, self.config.hidden_size)
+        steps = loaded.steps if steps is None else steps
+        self._runner = Runner(ops, self.config, parameters, prepare_steps(ops, steps), budget)
+        self._dimension = output_dimension(steps, self.config.hidden_size)
+
+    def _narrowed(self, ops: Ops, observer: Observer) -> Observer:
+        """Take out the zeros that the device's heads are filled up with: see `widen_heads`."""
+        head_dim = self.config.head_dim
+        wide = -(-head_dim // ops.head_dim_multiple) * ops.head_dim_multiple
+        if wide == head_dim:
+            return observer
+
+        def narrow(values: NDArray[Any]) -> NDArray[Any]:
+            heads = values.reshape(len(values), -1, wide)[:, :, :head_dim]
+            return np.ascontiguousarray(heads.reshape(len(values), -1))
+
+        def observe(event: LinearEvent) -> None:
+            if event.name.endswith(".attention_output"):
+                event = replace(event, hidden=narrow(event.hidden))
+            elif event.name.endswith(".qkv"):
+                event = replace(event, out=narrow(event.out))
+            observer(event)
+
+        return observe
 
     def embeddings(self) -> NDArray[np.float32]:
         """Embed all texts, (num_texts, dimension)."""
