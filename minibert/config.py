@@ -81,7 +81,7 @@ _WITHOUT_EFFECT = frozenset(
     summary_type summary_use_proj suppress_tokens task_specific_params tie_encoder_decoder
     tie_word_embeddings tokenizer_class torch_dtype torchscript transformers.js_config
     transformers_version type_vocab_size unk_token_id use_bfloat16 use_cache use_return_dict
-    output_scores
+    output_scores quantization_config layer_shapes
     bad_words_ids cross_attention_hidden_size diversity_penalty do_sample early_stopping
     encoder_no_repeat_ngram_size min_length no_repeat_ngram_size num_beam_groups num_beams
     num_return_sequences repetition_penalty temperature tf_legacy_loss top_k top_p typical_p
@@ -94,7 +94,6 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False, None),
     "add_cross_attention": (False, None),
     "position_embedding_type": ("absolute", None),
-    "quantization_config": (None,),
     "compression_config": (None,),
 }
 
@@ -105,6 +104,8 @@ class EncoderConfig:
 
     Field names are the checkpoint's (BERT's); `embedding_size` differs from `hidden_size` where the
     embeddings are projected (ELECTRA). `first_position` is the position id of a text's first token.
+    `layer_shapes` holds each layer's heads and feed-forward width where `minibert prune` made them
+    differ, `quantization` what `minibert quantize` did; both are empty for other checkpoints.
     """
 
     model_type: str
@@ -124,6 +125,8 @@ class EncoderConfig:
     id2label: Mapping[int, str] = field(default_factory=dict)
     architectures: tuple[str, ...] = ()
     pruned_heads: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    layer_shapes: tuple[tuple[int, int], ...] = ()
+    quantization: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Check ranges and divisibility.
@@ -160,6 +163,11 @@ class EncoderConfig:
                 )
             if len(set(heads)) == self.num_attention_heads:
                 raise ConfigError(f"pruned_heads must leave a head, got {layer}: {list(heads)}")
+        if self.layer_shapes and len(self.layer_shapes) != self.num_hidden_layers:
+            raise ConfigError(
+                f"layer_shapes must have num_hidden_layers = {self.num_hidden_layers} entries, "
+                f"got {len(self.layer_shapes)}"
+            )
         if not 0.0 <= self.layer_norm_eps < 1.0:
             raise ConfigError(f"layer_norm_eps must be in [0, 1), got {self.layer_norm_eps}")
         if self.max_tokens < 1:
@@ -270,9 +278,16 @@ class EncoderConfig:
                 id2label=_id2label(values, source),
                 architectures=_architectures(values, source),
                 pruned_heads=_pruned_heads(values, source),
+                layer_shapes=_layer_shapes(values, source),
+                quantization=_quantization(values, source),
             )
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}".replace(f"{source}: {source}", source)) from None
+
+
+def config_key(model_type: str, name: str) -> str:
+    """What config.json calls a field of EncoderConfig in this family."""
+    return (_DISTILBERT_KEYS if model_type == "distilbert" else _BERT_KEYS)[name]
 
 
 def read_json(path: Path, *, kind: type = dict) -> Any:
@@ -342,3 +357,38 @@ def _pruned_heads(values: Mapping[str, Any], source: str) -> dict[int, tuple[int
         raise ConfigError(
             f"{source}: pruned_heads must map layers to heads, got {pruned!r}"
         ) from None
+
+
+def _layer_shapes(values: Mapping[str, Any], source: str) -> tuple[tuple[int, int], ...]:
+    shapes = values.get("layer_shapes") or []
+    good = isinstance(shapes, list) and all(
+        isinstance(shape, list)
+        and len(shape) == 2
+        and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in shape)
+        for shape in shapes
+    )
+    if not good:
+        raise ConfigError(
+            f"{source}: layer_shapes must list [heads, intermediate_size] of every layer, "
+            f"got {shapes!r:.200}"
+        )
+    return tuple((heads, width) for heads, width in shapes)
+
+
+def _quantization(values: Mapping[str, Any], source: str) -> Mapping[str, Any] | None:
+    found = values.get("quantization_config")
+    if found is None:
+        return None
+    if not isinstance(found, dict) or found.get("quant_method") != "minibert":
+        raise ConfigError(
+            f"{source}: quantization_config must be absent or of quant_method 'minibert', as "
+            f"`minibert quantize` writes it, got {found!r:.200}"
+        )
+    known = {"quant_method", "weight_bits", "embedding_bits", "float_layers", "migrated"}
+    unknown = sorted(set(found) - known)
+    if unknown or found.get("weight_bits") not in (4, 8):
+        raise ConfigError(
+            f"{source}: quantization_config must have weight_bits 4 or 8 and no keys but "
+            f"{sorted(known)}, got {found!r:.200}"
+        )
+    return found

@@ -23,9 +23,10 @@ from minibert.arguments import (
 )
 from minibert.errors import EngineClosedError, InputError
 from minibert.explain import explain
+from minibert.fidelity import Fidelity, compare
 from minibert.hub import find_model
 from minibert.loading import LoadedModel, load_model, parse_memory
-from minibert.ops.select import make_ops
+from minibert.ops.select import check_device, make_ops
 from minibert.pooling import output_dimension
 from minibert.precision import Precision, quantize_embeddings
 from minibert.preparation import Preparation, Truncation
@@ -72,7 +73,7 @@ class Engine:
         path_or_name: str | os.PathLike[str],
         *,
         device: str = "auto",
-        dtype: str = "float32",
+        dtype: str | None = None,
         matmul_precision: str = "highest",
         max_batch_tokens: int | None = None,
         memory_limit: int | str | None = None,
@@ -98,7 +99,8 @@ class Engine:
                 "numpy" (no kernels), or "emulator" (the CUDA kernels without a GPU: slow, for
                 checking).
             dtype: how linear layers compute: "float32", "float16", "bfloat16" or "int8", as far
-                as the device can; "float64" on NumPy, for checking.
+                as the device can; "float64" on NumPy, for checking. None is int8 for a model from
+                `minibert quantize` where the device has it, and float32 for all others.
             matmul_precision: for float32: "highest", "high" or "medium".
             max_batch_tokens: most tokens of one batch; the device's choice when None.
             memory_limit: bytes, or a size such as "512MB", that running batches may take together
@@ -136,20 +138,23 @@ class Engine:
                 f"ignore_config_keys must be several names, got one str {ignore_config_keys!r}"
             )
         limit = parse_memory(memory_limit)
+        check_device(device, matmul_precision=matmul_precision, threads=threads)
+        folder = find_model(
+            path_or_name,
+            revision=revision,
+            token=token,
+            cache_folder=cache_folder,
+            local_files_only=local_files_only,
+        )
+        loaded = load_model(folder, max_length=max_length, ignore_config_keys=ignore_config_keys)
         ops, reason = make_ops(
-            device, dtype=dtype, matmul_precision=matmul_precision, threads=threads
+            device,
+            dtype=dtype,
+            matmul_precision=matmul_precision,
+            threads=threads,
+            quantized=loaded.weights.quantized,
         )
         try:
-            folder = find_model(
-                path_or_name,
-                revision=revision,
-                token=token,
-                cache_folder=cache_folder,
-                local_files_only=local_files_only,
-            )
-            loaded = load_model(
-                folder, max_length=max_length, ignore_config_keys=ignore_config_keys
-            )
             all_prompts = {**loaded.sentence.prompts, **(prompts or {})}
             default = default_prompt_name or loaded.sentence.default_prompt_name
             if default is not None and (not isinstance(default, str) or default not in all_prompts):
@@ -369,6 +374,25 @@ class Engine:
     def similarity(self, first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float32]:
         """Scores of all pairs, (n, m), by the model's similarity function."""
         return similarity(first, second, self._similarity)
+
+    def fidelity(
+        self, texts: Sequence[str], *, against: Engine | str | os.PathLike[str] | NDArray[Any]
+    ) -> Fidelity:
+        """How much of another model's embeddings of these texts this one keeps.
+
+        Args:
+            texts: at least three, and none that calibrated either model.
+            against: the original: an engine, a model (loaded in float32 on the same machine), or
+                its embeddings (num_texts, dimension).
+
+        Raises:
+            InputError: fewer than three texts, or embeddings of another shape.
+        """
+        if isinstance(against, str | os.PathLike):
+            with Engine.from_pretrained(against, dtype="float32", truncation="silent") as original:
+                return self.fidelity(texts, against=original)
+        expected = against.encode(texts) if isinstance(against, Engine) else against
+        return compare(np.asarray(expected), self.encode(texts))
 
     # ---- tokens --------------------------------------------------------------------------------
     def tokenize(self, inputs: str | Sequence[str]) -> Any:

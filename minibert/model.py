@@ -52,7 +52,9 @@ def prepare(ops: Ops, weights: EncoderWeights, config: EncoderConfig) -> Encoder
     multiple = ops.head_dim_multiple
     head_dim = -(-config.head_dim // multiple) * multiple
 
-    def linear(name: str, source: Any) -> Any:
+    def linear(name: str, source: LinearWeights) -> Any:
+        if weights.quantized and not source.quantized and ops.dtype == "int8":
+            return ops.prepare_linear(source.weight, source.bias, name=name, dtype="float32")
         return ops.prepare_linear(source.weight, source.bias, name=name)
 
     def norm(source: Any) -> Any:
@@ -101,8 +103,8 @@ def widen_heads(layer: LayerWeights, head_dim: int) -> LayerWeights:
     columns = np.pad(out.weight.reshape(-1, heads, narrow), ((0, 0), (0, 0), (0, extra)))
     return replace(
         layer,
-        qkv=LinearWeights(wide.reshape(3 * heads * head_dim, -1), bias),
-        attention_output=LinearWeights(columns.reshape(-1, heads * head_dim), out.bias),
+        qkv=replace(layer.qkv, weight=wide.reshape(3 * heads * head_dim, -1), bias=bias),
+        attention_output=replace(out, weight=columns.reshape(-1, heads * head_dim)),
     )
 
 

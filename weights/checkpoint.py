@@ -8,7 +8,7 @@ read from its tensors, so layers need not be alike.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from minibert.config import EncoderConfig
 from minibert.errors import WeightsError
 from minibert.weights.names import LEGACY_NORM_NAMES, NAME_TABLES, NameTable
+from minibert.weights.stored import read_quantized
 from minibert.weights.tensors import FLOAT_DTYPES, TensorFiles, open_tensors, to_float32
 
 Float32 = NDArray[np.float32]
@@ -25,10 +26,15 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class LinearWeights:
-    """weight (out_features, in_features) and bias (out_features,) or None; float32."""
+    """weight (out_features, in_features) and bias (out_features,) or None; float32.
+
+    `quantized`: the weight is an exact product of int8 values and a scale per output feature, and
+    the checkpoint does not ask for float activations.
+    """
 
     weight: Float32
     bias: Float32 | None
+    quantized: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,15 @@ class EncoderWeights:
         """How many numbers the encoder has."""
         return sum(array.size for array in _arrays(self))
 
+    @property
+    def quantized(self) -> bool:
+        """Whether some layer came from int8, so that int8 is how this checkpoint wants to run."""
+        return any(
+            linear.quantized
+            for layer in self.layers
+            for linear in (layer.qkv, layer.attention_output, layer.intermediate, layer.output)
+        )
+
 
 def _arrays(value: Any) -> list[Float32]:
     if isinstance(value, np.ndarray):
@@ -118,7 +133,7 @@ class _Reader:
         self.taken: set[str] = set()
         self.dtypes: set[str] = set()
         probe = table.embeddings["word"]
-        found = [p for p in table.prefixes if p + probe in tensors]
+        found = [p for p in table.prefixes if {p + probe, f"{p}{probe}_q"} & set(tensors)]
         if len(found) != 1:
             named = " or ".join(p + probe for p in table.prefixes)
             state = "neither is there" if not found else "both are"
@@ -129,7 +144,7 @@ class _Reader:
         config, names = self.config, self.table.embeddings
         width = config.embedding_size
         token_type = (
-            self.array(names["token_type"], (config.type_vocab_size, width))
+            self.matrix(names["token_type"], (config.type_vocab_size, width))[0]
             if "token_type" in names and config.type_vocab_size > 0
             else None
         )
@@ -137,8 +152,8 @@ class _Reader:
         if self.table.projection and width != config.hidden_size:
             projection = self.linear(self.table.projection, config.hidden_size, width)
         weights = EncoderWeights(
-            word=self.array(names["word"], (config.vocab_size, width)),
-            position=self.array(names["position"], (config.max_position_embeddings, width)),
+            word=self.matrix(names["word"], (config.vocab_size, width))[0],
+            position=self.matrix(names["position"], (config.max_position_embeddings, width))[0],
             token_type=token_type,
             embedding_norm=self.norm(names["norm"], width),
             projection=projection,
@@ -165,10 +180,21 @@ class _Reader:
                 f"{self.where}: layer {i} must have {expected} heads by pruned_heads, "
                 f"its query has {num_heads}"
             )
+        if config.layer_shapes and num_heads != config.layer_shapes[i][0]:
+            raise WeightsError(
+                f"{self.where}: layer {i} must have {config.layer_shapes[i][0]} heads by "
+                f"layer_shapes, its query has {num_heads}"
+            )
         inner = num_heads * config.head_dim
+        float_layers = (config.quantization or {}).get("float_layers", ())
+
+        def linear(part: str, out_features: int, in_features: int, label: str = "") -> Any:
+            label = f"layer.{i}.{label or part}"  # the name that `prepare_linear` is given
+            weights = self.linear(names[part], out_features, in_features)
+            return replace(weights, quantized=weights.quantized and label not in float_layers)
+
         parts = [
-            self.linear(names[part], inner, config.hidden_size)
-            for part in ("query", "key", "value")
+            linear(part, inner, config.hidden_size, "qkv") for part in ("query", "key", "value")
         ]
         intermediate_size = self.rows(names["intermediate"])
         if not 1 <= intermediate_size <= config.intermediate_size:
@@ -176,18 +202,24 @@ class _Reader:
                 f"{self.where}: {self.prefix}{names['intermediate']}.weight must have 1 to "
                 f"{config.intermediate_size} rows, got {intermediate_size}"
             )
+        if config.layer_shapes and intermediate_size != config.layer_shapes[i][1]:
+            raise WeightsError(
+                f"{self.where}: layer {i} must have intermediate_size {config.layer_shapes[i][1]} "
+                f"by layer_shapes, got {intermediate_size}"
+            )
         return LayerWeights(
             num_heads=num_heads,
             qkv=_fuse(parts),
-            attention_output=self.linear(names["attention_output"], config.hidden_size, inner),
+            attention_output=linear("attention_output", config.hidden_size, inner),
             attention_norm=self.norm(names["attention_norm"], config.hidden_size),
-            intermediate=self.linear(names["intermediate"], intermediate_size, config.hidden_size),
-            output=self.linear(names["output"], config.hidden_size, intermediate_size),
+            intermediate=linear("intermediate", intermediate_size, config.hidden_size),
+            output=linear("output", config.hidden_size, intermediate_size),
             output_norm=self.norm(names["output_norm"], config.hidden_size),
         )
 
     def rows(self, name: str) -> int:
-        full = self.find(f"{name}.weight")
+        quantized = f"{self.prefix}{name}.weight_q"
+        full = quantized if quantized in self.tensors else self.find(f"{name}.weight")
         shape = self.tensors[full].data.shape
         if len(shape) != 2:
             raise WeightsError(
@@ -196,8 +228,31 @@ class _Reader:
         return int(shape[0])
 
     def linear(self, name: str, out_features: int, in_features: int) -> LinearWeights:
-        weight = self.array(f"{name}.weight", (out_features, in_features))
-        return LinearWeights(weight, self.array(f"{name}.bias", (out_features,)))
+        bias = self.array(f"{name}.bias", (out_features,))
+        weight, bits = self.matrix(f"{name}.weight", (out_features, in_features))
+        return LinearWeights(weight, bias, quantized=bits == 8)
+
+    def matrix(self, name: str, shape: tuple[int, int]) -> tuple[Float32, int]:
+        """A matrix and the bits of a value in the file: 32 for every float, 8 or 4."""
+        pair = tuple(self.prefix + name + part for part in ("_q", "_scale"))
+        if pair[0] not in self.tensors:
+            return self.array(name, shape), 32
+        if self.config.quantization is None:
+            raise WeightsError(
+                f"{self.tensors[pair[0]].file}: {pair[0]} must be known to "
+                "quantization_config in config.json, which has none"
+            )
+        if self.prefix + name in self.tensors or pair[1] not in self.tensors:
+            raise WeightsError(
+                f"{self.tensors[pair[0]].file}: {pair[0]} must come with {pair[1]} and without "
+                f"{self.prefix}{name}"
+            )
+        weight_q, weight_scale = (self.tensors[part] for part in pair)
+        values = read_quantized(self.prefix + name, weight_q, weight_scale, shape)
+        self.taken.update(pair)
+        bits = 8 if weight_q.dtype == "I8" else 4
+        self.dtypes.add(f"int{bits}")
+        return values, bits
 
     def norm(self, name: str, width: int) -> NormWeights:
         weight, bias = (self.array(f"{name}.{part}", (width,)) for part in ("weight", "bias"))
@@ -271,4 +326,7 @@ def require_finite(name: str, values: Float32) -> None:
 def _fuse(parts: list[LinearWeights]) -> LinearWeights:
     weight = np.concatenate([part.weight for part in parts])
     biases = [part.bias for part in parts if part.bias is not None]
-    return LinearWeights(weight, np.concatenate(biases) if biases else None)
+    quantized = {part.quantized for part in parts}
+    return LinearWeights(
+        weight, np.concatenate(biases) if biases else None, quantized=quantized == {True}
+    )

@@ -30,6 +30,8 @@ from minibert.errors import DeviceError, EngineClosedError, MinibertError
 
 COMMANDS = {
     "encode": "Encode texts into vectors.",
+    "quantize": "Write a copy of a model with int8 or int4 weights.",
+    "prune": "Write a smaller copy of a model: fewer heads, neurons, layers.",
     "explain": "Show how a model is read and run, and why.",
     "doctor": "Show what this machine offers minibert and what is missing.",
     "emulate": "Run a CUDA kernel without a GPU and report its faults.",

@@ -40,7 +40,8 @@ _ENGINE_OPTIONS = (
         "--device", default="auto", show_default=True, help="auto, cpu, cuda, numpy or emulator."
     ),
     click.option(
-        "--dtype", default="float32", show_default=True, help="How linear layers compute."
+        "--dtype",
+        help="How linear layers compute.  [default: int8 for a quantized model, else float32]",
     ),
     click.option(
         "--matmul-precision",

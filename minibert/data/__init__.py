@@ -1,9 +1,10 @@
-"""The text set of `minibert demo`, the questions asked of it, and vectors to compare with.
+"""Texts and vectors that come with minibert: for `minibert demo`, and for calibration.
 
 | file | content |
 |---|---|
 | texts.txt | a short text on each line, written for this project |
 | questions.txt | a question on each line |
+| calibration.txt | a text on each line, written for this project: other texts, to calibrate with |
 | questions.npy | (num_questions, 384) float32: the questions' vectors |
 
 The vectors are those of sentence-transformers 6.2.0 with all-MiniLM-L6-v2; a test computes them
@@ -28,6 +29,11 @@ def demo_texts() -> list[str]:
 def demo_questions() -> list[str]:
     """Return the questions that the demonstration asks."""
     return _lines("questions.txt")
+
+
+def calibration_texts() -> list[str]:
+    """Return the texts that calibrate compression where the user gives none."""
+    return _lines("calibration.txt")
 
 
 def _lines(name: str) -> list[str]:

@@ -228,15 +228,25 @@ class CpuOps:
         self._pool.close()
 
     # ---- weights, once at load -----------------------------------------------------------------
-    def prepare_linear(self, weight: NDArray[Any], bias: NDArray[Any] | None, *, name: str) -> Any:
+    def prepare_linear(
+        self,
+        weight: NDArray[Any],
+        bias: NDArray[Any] | None,
+        *,
+        name: str,
+        dtype: str | None = None,
+    ) -> Any:
         """See `Ops.prepare_linear`: packed into panels of the path."""
         values = np.ascontiguousarray(weight, np.float32)
         offsets = None if bias is None else np.ascontiguousarray(bias, np.float32)
         out_features, in_features = values.shape
+        chosen = self.format
+        if dtype is not None:
+            chosen = linear_format(dtype, self.matmul_precision, self.path.formats)
         try:
             handle = self._native.pack_linear(
                 self.path.index,
-                self.format,
+                chosen,
                 values.ctypes.data,
                 out_features,
                 in_features,
@@ -244,7 +254,7 @@ class CpuOps:
             )
         except ValueError as error:
             raise DeviceError(f"{name}: {error}") from error
-        return _Linear(handle, out_features, in_features, self.format)
+        return _Linear(handle, out_features, in_features, chosen)
 
     def prepare_layer_norm(
         self, weight: NDArray[Any], bias: NDArray[Any] | None, *, eps: float

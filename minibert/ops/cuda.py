@@ -162,11 +162,20 @@ class CudaOps:
 
     # ---- weights -----------------------------------------------------------------------------
     def prepare_linear(
-        self, weight: NDArray[Any], bias: NDArray[Any] | None, *, name: str
+        self,
+        weight: NDArray[Any],
+        bias: NDArray[Any] | None,
+        *,
+        name: str,
+        dtype: str | None = None,
     ) -> Linear:
-        """See `Ops.prepare_linear`. int8 is for the encoder's layers; heads stay float16."""
+        """See `Ops.prepare_linear`. int8 is for the encoder's layers; heads stay float16.
+
+        A layer that is to be more exact than int8 (`dtype` is another one) is float16, too.
+        """
         encoder = re.match(r"layer\.\d+\.", name) is not None
-        quantized = self.dtype == "int8" and encoder and name not in self.float_layers
+        chosen = self.dtype if dtype is None else dtype
+        quantized = chosen == "int8" and encoder and name not in self.float_layers
         return make_linear(
             self.device, weight, bias, dtype=self._float, quantized=quantized, name=name
         )

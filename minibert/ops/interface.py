@@ -96,7 +96,14 @@ class Ops(Protocol):
         ...
 
     # ---- weights, once at load -----------------------------------------------------------------
-    def prepare_linear(self, weight: NDArray[Any], bias: NDArray[Any] | None, *, name: str) -> Any:
+    def prepare_linear(
+        self,
+        weight: NDArray[Any],
+        bias: NDArray[Any] | None,
+        *,
+        name: str,
+        dtype: str | None = None,
+    ) -> Any:
         """Lay out one linear layer.
 
         Args:
@@ -104,6 +111,10 @@ class Ops(Protocol):
                 uint16, bfloat16 already widened to float32 by the checkpoint reader.
             bias: (out_features,) or None.
             name: the parameter's name in the checkpoint, for messages and per-layer decisions.
+            dtype: how this layer computes where that differs from the Ops' own: "float32" for a
+                layer that a quantised checkpoint kept as float. Weights that come from int8 are
+                exact products of an integer in -127..127 and a scale per output feature, with
+                127 among each row's magnitudes, so int8 finds both again exactly.
         """
         ...
 

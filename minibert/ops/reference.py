@@ -85,7 +85,9 @@ class ReferenceOps:
     def close(self) -> None:
         """See `Ops.close`: nothing to give back."""
 
-    def prepare_linear(self, weight: FloatArray, bias: FloatArray | None, *, name: str) -> _Linear:
+    def prepare_linear(
+        self, weight: FloatArray, bias: FloatArray | None, *, name: str, dtype: str | None = None
+    ) -> _Linear:
         """See `Ops.prepare_linear`: float32 stays where it is, in the mapped file."""
         return _Linear(
             weight.astype(self._float, copy=False),

@@ -1,0 +1,66 @@
+"""Write English sentences to calibrate with, one a line; none is part of this repository.
+
+    pip download --no-deps gensim==4.4.0
+    python benchmarks/compression_texts.py build/texts.txt --gensim gensim-4.4.0-*.whl --count 700
+
+The wheel of gensim carries, as test data, the background corpus of Lee, Pincombe and Welsh (2005):
+300 news items from 2001. Without a wheel the texts are paragraphs of the standard library's
+docstrings: technical prose, far from what people search for, and a worse calibration set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import sysconfig
+import zipfile
+from pathlib import Path
+
+
+def paragraphs() -> list[str]:
+    """Paragraphs of 8 to 120 words that look like prose, in a fixed order, each once."""
+    found: dict[str, None] = {}
+    for path in sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py")):
+        if {"site-packages", "test", "tests", "idlelib", "lib2to3"} & set(path.parts):
+            continue
+        try:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+        except (SyntaxError, UnicodeDecodeError):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                for block in (ast.get_docstring(node) or "").split("\n\n"):
+                    text = " ".join(block.split())
+                    words = text.split()
+                    prose = re.fullmatch(r"[A-Z][\w ,;:'\"()./-]+[.!?]", text)
+                    if prose and 8 <= len(words) <= 120:
+                        found[text] = None
+    return list(found)
+
+
+def news(wheel: Path) -> list[str]:
+    """Sentences of 6 to 80 words of the Lee background corpus, each once."""
+    with zipfile.ZipFile(wheel) as archive:
+        corpus = archive.read("gensim/test/test_data/lee_background.cor").decode("utf-8", "replace")
+    sentences = re.split(r"(?<=[.!?])\s+(?=[A-Z\"])", corpus)
+    cleaned = (" ".join(sentence.split()) for sentence in sentences)
+    return list(dict.fromkeys(text for text in cleaned if 6 <= len(text.split()) <= 80))
+
+
+def main() -> None:
+    """Write the file."""
+    parser = argparse.ArgumentParser(description="Write English sentences, one a line.")
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--gensim", type=Path, help="a wheel of gensim")
+    arguments = parser.parse_args()
+    texts = paragraphs() if arguments.gensim is None else news(arguments.gensim)
+    step = max(1, len(texts) // arguments.count)
+    chosen = texts[::step][: arguments.count]
+    arguments.output.write_text("\n".join(chosen) + "\n", encoding="utf-8")
+    print(f"{len(chosen)} of {len(texts)} texts written to {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

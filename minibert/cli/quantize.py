@@ -1,0 +1,81 @@
+"""`minibert quantize MODEL OUTPUT`: a model with int8 or int4 weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from minibert.cli.compression import compression_options, local_model, read_texts, say, show
+from minibert.cli.options import debug_option
+
+if TYPE_CHECKING:
+    from minibert.weights.quantize import Rounding
+
+
+@click.command()
+@compression_options
+@click.option("--bits", type=click.Choice(["8", "4"]), default="8", show_default=True)
+@click.option(
+    "--embedding-bits",
+    type=click.Choice(["8", "32"]),
+    default="8",
+    show_default=True,
+    help="Of the embedding tables; 32 leaves them as they are.",
+)
+@click.option(
+    "--rounding",
+    type=click.Choice(["second-order", "nearest"]),
+    default="second-order",
+    show_default=True,
+    help="Whether a column's rounding is made good in the columns after it.",
+)
+@click.option(
+    "--min-cosine",
+    type=click.FloatRange(0.0, 1.0, min_open=True),
+    default=0.9995,
+    show_default=True,
+    help="Leave layers in float, the most harmful first, until the mean cosine is this.",
+)
+@click.option("--no-gate", is_flag=True, help="Leave no layer in float, whatever it costs.")
+@click.option("--migrate", is_flag=True, help="Move outliers of the attention into the weights.")
+@debug_option
+def command(
+    model: str,
+    output: Path,
+    texts_file: str | None,
+    field_name: str,
+    max_texts: int | None,
+    overwrite: bool,
+    bits: str,
+    embedding_bits: str,
+    rounding: str,
+    min_cosine: float,
+    no_gate: bool,
+    migrate: bool,
+) -> None:
+    """Write a copy of MODEL with int8 or int4 weights to the folder OUTPUT.
+
+    The copy loads like any model and runs in int8 where the device can. MODEL is never changed, and
+    OUTPUT is whole or not there. The table compares the two on texts that calibrated neither.
+    """
+    texts = read_texts(texts_file, field_name, max_texts)
+
+    from minibert.compress.quantize import QuantizeOptions, quantize_model
+
+    options = QuantizeOptions(
+        bits=int(bits),
+        embedding_bits=int(embedding_bits),
+        rounding=cast("Rounding", rounding),
+        min_cosine=None if no_gate else min_cosine,
+        migrate=migrate,
+    )
+    result = quantize_model(
+        local_model(model), output, options=options, texts=texts, overwrite=overwrite, say=say
+    )
+    usual = f"int{bits}"
+    for layer in result.layers:
+        if layer.state != usual:
+            click.echo(f"{layer.name}: {layer.state}")
+    show(result.report, output)

@@ -1,0 +1,73 @@
+"""A model folder that is either whole under its name or not there at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from minibert.errors import InputError
+
+
+def check_output(target: Path, source: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that cannot be written, before the work begins.
+
+    Raises:
+        InputError: the name is taken, is the original's or inside it, or cannot be created.
+    """
+    where = Path(os.path.realpath(target))
+    original = source.resolve()
+    if where == original or where.is_relative_to(original) or original.is_relative_to(where):
+        raise InputError(
+            f"output must lie outside the model '{source}', which is never changed, got '{target}'"
+        )
+    if target.exists() and not overwrite:
+        raise InputError(f"output must not exist yet, got '{target}'; --overwrite replaces it")
+    if target.exists() and not (target / "config.json").is_file():
+        raise InputError(f"output must be a model folder to be replaced, got '{target}'")
+    if not where.parent.is_dir() or not os.access(where.parent, os.W_OK | os.X_OK):
+        raise InputError(f"output must lie in an existing, writable folder, got '{target}'")
+
+
+@contextmanager
+def atomic_folder(target: Path, source: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Give a folder to write into, and its name when the block has succeeded.
+
+    The folder is `.<name>.<random>.partial` beside the target. It is removed when the block raises;
+    a process that is killed outright leaves it under that name, never under the final one.
+
+    Raises:
+        InputError: see `check_output`.
+    """
+    check_output(target, source, overwrite=overwrite)
+    where = Path(os.path.realpath(target))
+    tag = secrets.token_hex(4)
+    partial = where.with_name(f".{where.name[:40]}.{tag}.partial")
+    partial.mkdir()
+    try:
+        yield partial
+        for path in partial.rglob("*"):
+            _sync(path)
+        _sync(partial)
+        if where.exists():
+            # A folder that is not empty cannot be replaced in one step: the old one steps aside.
+            aside = where.with_name(f".{where.name[:40]}.{tag}.old")
+            os.rename(where, aside)
+            os.rename(partial, where)
+            shutil.rmtree(aside)
+        else:
+            os.rename(partial, where)
+        _sync(where.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,101 @@
+"""How faithful one model's embeddings are to another's, on the same texts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minibert.errors import InputError
+from minibert.similarity import normalize_rows
+
+NEIGHBOURS = 10
+FEWEST_TEXTS = 3  # two pairwise similarities are needed for a correlation of ranks
+
+
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """What a changed model kept of the original.
+
+    Attributes:
+        mean_cosine: between a text's two embeddings, over all texts; 1 is perfect.
+        min_cosine: of the worst text.
+        spearman: rank correlation of all pairwise cosines: does the order of similarities survive?
+        top10_overlap: share of a text's ten nearest other texts that stay among its ten nearest.
+        num_texts: how many texts this rests on.
+    """
+
+    mean_cosine: float
+    min_cosine: float
+    spearman: float
+    top10_overlap: float
+    num_texts: int
+
+    def __str__(self) -> str:
+        """All four measures on one line."""
+        return (
+            f"cosine {self.mean_cosine:.5f} (worst {self.min_cosine:.5f}), Spearman "
+            f"{self.spearman:.4f}, top-10 overlap {self.top10_overlap:.3f}, {self.num_texts} texts"
+        )
+
+
+def compare(original: NDArray[Any], changed: NDArray[Any]) -> Fidelity:
+    """Compare two sets of embeddings of the same texts.
+
+    Args:
+        original: (num_texts, dimension), any scale.
+        changed: the same texts in the same order.
+
+    Raises:
+        InputError: fewer than three texts, or shapes that differ.
+    """
+    if original.ndim != 2 or original.shape != changed.shape:
+        raise InputError(
+            f"changed must have the shape of original = {original.shape}, got {changed.shape}"
+        )
+    num_texts = len(original)
+    if num_texts < FEWEST_TEXTS:
+        raise InputError(f"texts must be at least {FEWEST_TEXTS}, got {num_texts}")
+    first = normalize_rows(np.asarray(original, np.float64))
+    second = normalize_rows(np.asarray(changed, np.float64))
+    cosines = np.einsum("ij,ij->i", first, second)
+    first_pairs, second_pairs = first @ first.T, second @ second.T
+    upper = np.triu_indices(num_texts, 1)
+    return Fidelity(
+        mean_cosine=float(cosines.mean()),
+        min_cosine=float(cosines.min()),
+        spearman=spearman(first_pairs[upper], second_pairs[upper]),
+        top10_overlap=_overlap(first_pairs, second_pairs, min(NEIGHBOURS, num_texts - 1)),
+        num_texts=num_texts,
+    )
+
+
+def spearman(first: NDArray[Any], second: NDArray[Any]) -> float:
+    """Correlation of the ranks, ties sharing their mean rank; 1.0 for two constant inputs."""
+    ranks = [_ranks(values) for values in (first, second)]
+    centred = [rank - rank.mean() for rank in ranks]
+    scale = float(np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum()))
+    if scale == 0.0:
+        return 1.0 if not any(rank.any() for rank in centred) else 0.0
+    return float(centred[0] @ centred[1]) / scale
+
+
+def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    mean_rank: NDArray[np.float64] = last - (counts - 1) / 2
+    return mean_rank[inverse]
+
+
+def _overlap(first: NDArray[Any], second: NDArray[Any], count: int) -> float:
+    shared = 0
+    for i in range(len(first)):
+        near = []
+        for pairs in (first, second):
+            row = pairs[i].copy()
+            row[i] = -np.inf
+            near.append(set(np.argsort(-row, kind="stable")[:count].tolist()))
+        shared += len(near[0] & near[1])
+    return shared / (count * len(first))
