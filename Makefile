@@ -8,13 +8,19 @@ export PIP_NO_CACHE_DIR := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HOME := $(CURDIR)/build/huggingface
 
-.PHONY: demo test bench lint format model clean
+.PHONY: demo test bench gpu lint format model clean
 
 demo: .venv/core.stamp
 	@$(PY) -m minibert demo --models-folder $(MODELS)
 
 test: lint model
 	$(PY) -m pytest
+
+# Where PYTHON already has CuPy (a GPU image without a network), it is used as it is.
+GPU_PY = $(shell $(PYTHON) -c 'import cupy, tokenizers, safetensors' 2>/dev/null && echo $(PYTHON) || echo $(PY))
+gpu:
+	@test "$(GPU_PY)" != "$(PY)" || $(MAKE) --no-print-directory .venv/gpu.stamp
+	@$(GPU_PY) -m benchmarks.gpu $(GPU)
 
 # Options for a shorter or another run: make bench BENCH='--quick'
 bench: .venv/bench.stamp
@@ -45,6 +51,11 @@ model: .venv/core.stamp
 .venv/test.stamp: .venv/core.stamp
 	@echo "Installing the test tools into .venv ..."
 	@$(PY) -m pip install -qq --editable '.[test]' || $(NETWORK)
+	@touch $@
+
+.venv/gpu.stamp: .venv/test.stamp
+	@echo "Installing CuPy into .venv ..."
+	@$(PY) -m pip install -qq --editable '.[cuda13]' || $(NETWORK)
 	@touch $@
 
 .venv/bench.stamp: .venv/core.stamp

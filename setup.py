@@ -7,7 +7,9 @@ installs without it and runs on the NumPy ops.
 
 from __future__ import annotations
 
+import os
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +63,11 @@ paths = PATHS.get(platform.machine().lower(), {})
 
 
 class BuildPaths(build_ext):
-    """Gives each source its own flags, which setuptools offers per extension only."""
+    """Gives each source its own flags, and all cores to the compiler; setuptools does neither."""
 
     def build_extension(self, ext: Extension) -> None:
-        """Wrap the compiler's per-file hook (unix compilers) for the time of the build."""
-        compile_one = self.compiler._compile
+        """Wrap the compiler's hooks (unix compilers) for the time of the build."""
+        compile_one, compile_list = self.compiler._compile, self.compiler.compile
 
         def compile_with_flags(
             obj: str, src: str, suffix: str, cc_args: list[str], extra: list[str], pp_opts: Any
@@ -73,11 +75,16 @@ class BuildPaths(build_ext):
             flags = extra + paths.get(Path(src).stem, [])
             compile_one(obj, src, suffix, cc_args, flags, pp_opts)
 
-        self.compiler._compile = compile_with_flags
+        def compile_at_once(sources: list[str], **options: Any) -> list[str]:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                lists = list(pool.map(lambda source: compile_list([source], **options), sources))
+            return [name for names in lists for name in names]
+
+        self.compiler._compile, self.compiler.compile = compile_with_flags, compile_at_once
         try:
             super().build_extension(ext)
         finally:
-            self.compiler._compile = compile_one
+            self.compiler._compile, self.compiler.compile = compile_one, compile_list
 
 
 setup(

@@ -85,8 +85,9 @@ def measure(options: argparse.Namespace) -> Path:
     settings = Settings(**changes)
     model = models.find(options.model, BUILD / "models", say)
     chosen = {"quick": options.quick, **dataclasses.asdict(settings)}
+    commit = record.commit()
     identity = {
-        **record.commit(),
+        **commit,
         "model": model.name,
         "baseline": options.baseline,
         "contenders": [contender.key for contender in contenders],
@@ -108,7 +109,7 @@ def measure(options: argparse.Namespace) -> Path:
     )
     found_ceilings = ceilings.measure(features, threads=settings.threads, scratch=state.parent)
     stages = run.run()
-    found = record.assemble(run, stages, found_ceilings, chosen)
+    found = record.assemble(run, stages, found_ceilings, chosen, commit)
     folder = state.parent / "results" if options.quick else RESULTS
     path = record.save(found, folder)
     state.unlink(missing_ok=True)

@@ -344,6 +344,8 @@ class Run:
         if name == "long":
             fewest //= 4
         count = int(share_s / (self.settings.rounds + 1) / text_s)
+        if fewest * text_s > share_s:  # not even one round fits: on a slow machine, smaller ones
+            fewest = max(8, int(share_s / 2 / text_s))
         return make[name](max(fewest, min(count, self.settings.most_texts)))
 
     def _requests(self, name: str, share_s: float) -> Workload:
@@ -398,7 +400,8 @@ class Run:
     def _footprint(self, share_s: float) -> dict[str, Any]:
         """Cold start and peak memory of fresh processes, and the size of what was installed."""
         one = self._source.single(1)
-        many = self._source.mixed(min(256, self.settings.most_texts))
+        count = int(share_s / 2 / sum(62 / self._speeds[key] for key in self.running))
+        many = self._source.mixed(min(max(64, min(count, 256)), self.settings.most_texts))
         end = time.monotonic() + share_s
         found: dict[str, Any] = {}
         starts = min(3, self.settings.rounds)

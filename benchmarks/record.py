@@ -63,7 +63,11 @@ def commit() -> dict[str, Any]:
 
 
 def assemble(
-    run: Run, stages: Mapping[str, Any], found_ceilings: Mapping[str, Any], options: dict[str, Any]
+    run: Run,
+    stages: Mapping[str, Any],
+    found_ceilings: Mapping[str, Any],
+    options: Mapping[str, Any],
+    measured_commit: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The whole results file.
 
@@ -72,6 +76,7 @@ def assemble(
         stages: of `Run.run`.
         found_ceilings: of `ceilings.measure`.
         options: of the command line, for the record.
+        measured_commit: of `commit`, taken before the run.
     """
     shape = shape_of(run.model)
     footprint = stages["footprint"].get("contenders", {})
@@ -79,8 +84,8 @@ def assemble(
         "schema": SCHEMA,
         "date": datetime.date.today().isoformat(),
         "device": device(),
-        **commit(),
-        "options": options,
+        **measured_commit,
+        "options": dict(options),
         "disturbed_above": DISTURBED_ABOVE,
         "model": {
             "name": run.model.name,

@@ -95,7 +95,9 @@ def results(tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     found_ceilings = {"fma": {"per_s": 1e10, "dtype": "float32", "feature": "AVX2"}}
     stages = harness.run()
     options = {"threads": 2, "rounds": 1}
-    path = record.save(record.assemble(harness, stages, found_ceilings, options), folder)
+    path = record.save(
+        record.assemble(harness, stages, found_ceilings, options, record.commit()), folder
+    )
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     found["state"] = str(folder / "state.json")
     found["folder"] = str(folder)
@@ -171,11 +173,20 @@ def test_pictures_are_drawn(results: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_an_interrupted_run_continues(results: dict[str, Any], tiny: TinyModel) -> None:
+    state = Path(results["state"])
+    saved = json.loads(state.read_text(encoding="utf-8"))
+    del saved["stages"]["texts"], saved["stages"]["neighbour"]  # as if it had ended before these
+    state.write_text(json.dumps(saved), encoding="utf-8")
     lines: list[str] = []
-    again = make_run(tiny("bert"), Path(results["state"]).parent, lines, commit="a")
-    assert list(again.stages) == list(SHARES)
-    assert again.run()["mixed"] == results["mixed"]
-    assert lines == [f"continuing after {', '.join(SHARES)}"]
+    again = make_run(tiny("bert"), state.parent, lines, commit="a")
+    assert list(again.stages) == list(SHARES)[:-2]
+    stages = again.run()
+    assert list(stages) == list(SHARES)
+    assert stages["mixed"] == results["mixed"]
+    assert set(stages["texts"]["contenders"]) == {"minibert-numpy", "minibert-float32"} - set(
+        again.problems
+    )
+    assert lines[0] == f"continuing after {', '.join(list(SHARES)[:-2])}"
     other = make_run(tiny("bert"), Path(results["state"]).parent, [], commit="b")
     assert other.stages == {}
     again.close()

@@ -529,7 +529,7 @@ SENTENCES = [
 ]
 
 
-@pytest.mark.parametrize("dtype", ["float16", "int8"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_minilm_encodes_sentences_as_well_as_plain_arithmetic(minilm: Path, dtype: str) -> None:
     loaded = load_model(minilm)
     tokens = loaded.tokenizer.encode(SENTENCES, max_length=64, truncation_side="right")

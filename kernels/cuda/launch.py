@@ -28,6 +28,7 @@ __all__ = [
     "attention_block_m",
     "attention_tiles",
     "copy_columns",
+    "describe",
     "embed_layer_norm",
     "gemm",
     "gemm_narrow",
@@ -175,6 +176,27 @@ def target_for(compute_capability: int, num_sms: int, smem_bytes: int | None = N
     if smem_bytes is None:
         smem_bytes = _SMEM_BYTES.get(compute_capability, 101376)
     return Target(compute_capability, num_sms, smem_bytes)
+
+
+def describe(target: Target) -> dict[str, str]:
+    """Which kernel does what on a device, and why: operation -> sentence."""
+    modern = target.compute_capability >= 80
+    float_step, int8_step = ("m16n8k16", "m16n8k32") if modern else ("m16n8k8", "m8n8k16")
+    stages = gemm_tiles(target)[0].stages
+    copies = f"cp.async, {stages} stages" if modern else "copies through registers, 2 stages"
+    absent = "not on this device: it needs compute capability 8.0"
+    found = {
+        "linear float32": "gemm_float32.cu: float32 multiply-adds, no TF32",
+        "linear float16": f"gemm.cu: mma.sync {float_step}, {copies}",
+        "linear bfloat16": f"gemm.cu: mma.sync {float_step}, {copies}" if modern else absent,
+        "linear int8": f"gemm_int8.cu: mma.sync {int8_step}, {copies}; "
+        f"gemm_narrow.cu up to {NARROW_ROWS} tokens",
+        "attention float32": "attention_float32.cu: float32 multiply-adds",
+        "attention 16 bits": f"attention.cu: mma.sync {float_step}, online softmax",
+    }
+    if target.compute_capability >= 90:
+        found["beyond"] = "wgmma and tcgen05 are not used: the kernels are those of 8.0"
+    return found
 
 
 # ---- rows ------------------------------------------------------------------------------------

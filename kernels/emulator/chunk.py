@@ -94,6 +94,8 @@ class Chunk:
         self.space: AddressSpace
         self.parameters = np.zeros(max(program.parameter_bytes, 1), np.uint8)
         self.parameter_base = PARAMETER_BASE
+        self.printed: list[str] = []
+        self.carry = np.zeros(geometry.threads, np.bool_)
         self.steps: list[Step] = []
         self.indices = {id(ins): index for index, ins in enumerate(program.instructions)}
         self.hits = [0] * len(program.instructions)

@@ -12,6 +12,7 @@ from minibert.kernels.emulator import (  # noqa: F401  the imports fill the tabl
     copies,
     op_atomic,
     op_bits,
+    op_carry,
     op_compare,
     op_control,
     op_convert,
@@ -21,6 +22,7 @@ from minibert.kernels.emulator import (  # noqa: F401  the imports fill the tabl
     op_matrix,
     op_memory,
     op_move,
+    op_print,
     op_tensor,
     op_warp,
 )
@@ -129,19 +131,30 @@ class Kernel:
     Attributes:
         name: in the PTX.
         max_dynamic_shared_size_bytes: set it to have more than 48 KB of shared memory.
-        executed: operation -> instructions executed so far, groups counted once.
+        printed: what `printf` said in the latest launch, one text per call and thread.
     """
 
     def __init__(self, module: Module, program: Program, variables: dict[str, Allocation]) -> None:
         """Look up every instruction."""
         self.module, self.name = module, program.name
         self.max_dynamic_shared_size_bytes: int | None = None
-        self.executed: dict[str, int] = {}
+        self._retired = [0] * len(program.instructions)
+        self.printed: list[str] = []
         self._program, self._variables = program, variables
         self._table = [lookup(ins.parts, module.arch) for ins in program.instructions]
         self._granules = _granules(program, self._table)
         program.slots = share_registers(program)
         self._bound: dict[tuple[object, ...], Chunk] = {}
+
+    @property
+    def executed(self) -> dict[str, int]:
+        """Operation -> instructions executed so far, each group of threads counted once."""
+        total: dict[str, int] = {}
+        for hits in (self._retired, *(chunk.hits for chunk in self._bound.values())):
+            for entry, count in zip(self._table, hits, strict=True):
+                if count:
+                    total[entry.name] = total.get(entry.name, 0) + count
+        return total
 
     @property
     def attributes(self) -> dict[str, int]:
@@ -200,16 +213,10 @@ class Kernel:
                     chunk.run(first)
             finally:
                 chunk.space = AddressSpace()
-                self._note(chunk)
+                self.printed, chunk.printed = chunk.printed, []
         if recorder is not None:
             self.module.last_counters = recorder.result(self.name, self._table)
         return self.module.last_counters if recorder is not None else None
-
-    def _note(self, chunk: Chunk) -> None:
-        for entry, count in zip(self._table, chunk.hits, strict=True):
-            if count:
-                self.executed[entry.name] = self.executed.get(entry.name, 0) + count
-        chunk.hits[:] = [0] * len(chunk.hits)
 
     def _space(self, chunk: Chunk, args: Sequence[Any]) -> AddressSpace:
         """Everything reachable: arguments, parameters, variables."""
@@ -257,7 +264,8 @@ class Kernel:
         fuse_runs(binder, self._program, self._table, chunk.steps)
         self._bound[key] = chunk
         if len(self._bound) > _KEPT_SHAPES:
-            del self._bound[next(iter(self._bound))]
+            oldest = self._bound.pop(next(iter(self._bound)))
+            self._retired = [sum(pair) for pair in zip(self._retired, oldest.hits, strict=True)]
         return chunk
 
 

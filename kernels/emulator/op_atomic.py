@@ -45,7 +45,7 @@ def _add(kind: str) -> Callable[[Array, Array], Array]:
 
 
 def _combine(name: str, kind: str) -> Callable[..., Array]:
-    """New = f(old, value{, value2})."""
+    """How old value and operands combine to the new value."""
     if name == "add":
         return _add(kind)
     if name in _BITWISE:

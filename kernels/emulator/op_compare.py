@@ -82,7 +82,7 @@ def _name(ins: Instruction, kind: str) -> str:
     "setp", _INTEGERS + " f32 f64 " + _HALVES, mods=_TESTS + " and or xor ftz", kind="compare"
 )
 def setp(b: Binder, ins: Instruction, kind: str) -> Step:
-    """P = a ? b, combined with a predicate; q = the opposite, combined the same way."""
+    """Compare, and combine with a predicate; a second result is the opposite, combined alike."""
     test = _test(_name(ins, kind), floating=TYPES[kind].is_float)
     read = _read(b, ins, kind, 1)
     combine = next((_COMBINE[part] for part in ins.parts if part in _COMBINE), None)
@@ -143,7 +143,7 @@ def set_word(b: Binder, ins: Instruction, kind: str) -> Step:
 
 @operation("selp", _INTEGERS + " f32 f64", kind="move")
 def selp(b: Binder, ins: Instruction, kind: str) -> Step:
-    """P ? a : b."""
+    """Choose by a predicate."""
     first, second = (b.source(operand, kind) for operand in ins.operands[1:3])
     predicate = b.predicate(ins.operands[3])
     return b.elementwise(ins, kind, lambda: np.where(predicate(), first, second))

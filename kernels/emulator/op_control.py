@@ -10,6 +10,7 @@ from minibert.kernels.emulator.bind import Binder, Step
 from minibert.kernels.emulator.chunk import GONE
 from minibert.kernels.emulator.faults import UnsupportedError
 from minibert.kernels.emulator.machine import WARP, Group, pick
+from minibert.kernels.emulator.op_print import c_string
 from minibert.kernels.emulator.operands import Immediate, Name
 from minibert.kernels.emulator.parse import Instruction
 from minibert.kernels.emulator.table import operation
@@ -99,12 +100,7 @@ def _condition(b: Binder, ins: Instruction, lane: int) -> str:
     assert isinstance(parameter, Name)
     local = b.chunk.local
     at = lane * local.stride + b.program.local[parameter.name]
-    address = int(local.views[8][at // 8])
-    allocation = b.chunk.space.find(address)
-    if allocation is None:
-        return "?"
-    text = allocation.window[address - allocation.base :].tobytes()
-    return text.split(b"\0", 1)[0].decode(errors="replace")
+    return c_string(b.chunk, int(local.views[8][at // 8]))
 
 
 def _number(b: Binder, ins: Instruction, index: int) -> Array:

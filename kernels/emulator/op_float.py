@@ -61,7 +61,7 @@ def _directed_sum(a: Array, c: Array, mode: str) -> Array:
 @operation("add", "f32", mods=_MODES + " ftz sat", kind="float", flops=1)
 @operation("sub", "f32", mods=_MODES + " ftz sat", kind="float", flops=1)
 def add_f32(b: Binder, ins: Instruction, kind: str) -> Step:
-    """A + b or a - b."""
+    """Sum or difference."""
     mode, minus = _mode(ins), ins.parts[0] == "sub"
     compute: Callable[..., Array] = np.subtract if minus else np.add
     if mode in _DIRECTED:
@@ -74,7 +74,7 @@ def add_f32(b: Binder, ins: Instruction, kind: str) -> Step:
 
 @operation("mul", "f32", mods=_MODES + " ftz sat", kind="float", flops=1)
 def mul_f32(b: Binder, ins: Instruction, kind: str) -> Step:
-    """A * b; the product is exact in float64."""
+    """Product, which is exact in float64."""
     mode = _mode(ins)
     compute: Callable[..., Array] = np.multiply
     if mode in _DIRECTED:
@@ -89,7 +89,7 @@ def mul_f32(b: Binder, ins: Instruction, kind: str) -> Step:
 @operation("fma", "f32", mods=_MODES + " ftz sat", kind="float", flops=2)
 @operation("mad", "f32", mods=_MODES + " ftz sat", kind="float", flops=2)
 def fma_single(b: Binder, ins: Instruction, kind: str) -> Step:
-    """A * b + c with one rounding."""
+    """Product and sum with one rounding."""
     mode = _mode(ins)
 
     def compute(a: Array, c: Array, d: Array) -> Array:
@@ -101,7 +101,7 @@ def fma_single(b: Binder, ins: Instruction, kind: str) -> Step:
 @operation("add", "f64", mods=_MODES, kind="float", flops=1)
 @operation("sub", "f64", mods=_MODES, kind="float", flops=1)
 def add_f64(b: Binder, ins: Instruction, kind: str) -> Step:
-    """A + b or a - b."""
+    """Sum or difference."""
     mode, minus = _mode(ins), ins.parts[0] == "sub"
 
     def compute(a: Array, c: Array) -> Array:
@@ -114,7 +114,7 @@ def add_f64(b: Binder, ins: Instruction, kind: str) -> Step:
 
 @operation("mul", "f64", mods=_MODES, kind="float", flops=1)
 def mul_f64(b: Binder, ins: Instruction, kind: str) -> Step:
-    """A * b."""
+    """Product."""
     mode = _mode(ins)
 
     def compute(a: Array, c: Array) -> Array:
@@ -134,7 +134,7 @@ def nudge(value: Array, error: Array, mode: str) -> Array:
 
 @operation("fma", "f64", mods="rn", kind="float", flops=2)
 def fma_double(b: Binder, ins: Instruction, kind: str) -> Step:
-    """A * b + c with one rounding."""
+    """Product and sum with one rounding."""
     return b.elementwise(ins, kind, fma_f64, *_sources(b, ins, kind))
 
 
@@ -172,7 +172,7 @@ def extreme(a: Array, c: Array, *, small: bool, nan: bool) -> Array:
 @operation("neg", "f64", kind="float")
 @operation("abs", "f64", kind="float")
 def sign(b: Binder, ins: Instruction, kind: str) -> Step:
-    """-a or |a|."""
+    """Change or drop the sign."""
     function = np.negative if ins.parts[0] == "neg" else np.abs
     return b.elementwise(ins, kind, _dress(ins, function), *_sources(b, ins, kind))
 
@@ -225,7 +225,7 @@ def _root_rest(r: Array, a: Array) -> Array:
 
 @operation("div", "f32", mods=_MODES + " approx full ftz", kind="special", flops=1)
 def div_f32(b: Binder, ins: Instruction, kind: str) -> Step:
-    """A / b; `.approx` and `.full` are computed exactly and rounded to nearest."""
+    """Quotient; `.approx` and `.full` are computed exactly and rounded to nearest."""
     mode = _mode(ins)
     compute: Callable[..., Array] = np.divide
     if mode in _DIRECTED:

@@ -95,7 +95,7 @@ def _flushed(ins: Instruction, bits: Array) -> Array:
 @operation("sub", _ALL, mods="rn ftz sat", kind="float", flops=1)
 @operation("mul", _ALL, mods="rn ftz sat", kind="float", flops=1)
 def arithmetic(b: Binder, ins: Instruction, kind: str) -> Step:
-    """A + b, a - b, a * b."""
+    """Sum, difference, product."""
     function = {"add": np.add, "sub": np.subtract, "mul": np.multiply}[ins.parts[0]]
 
     def compute(a: Array, c: Array) -> Array:
@@ -113,7 +113,7 @@ def arithmetic(b: Binder, ins: Instruction, kind: str) -> Step:
 
 @operation("fma", _ALL, mods="rn ftz sat relu", kind="float", flops=2)
 def fma_half(b: Binder, ins: Instruction, kind: str) -> Step:
-    """A * b + c with one rounding."""
+    """Product and sum with one rounding."""
 
     def compute(a: Array, c: Array, d: Array) -> Array:
         x, y, z = (widen(_flushed(ins, s), kind).astype(np.float64) for s in (a, c, d))
@@ -142,7 +142,7 @@ def minmax_half(b: Binder, ins: Instruction, kind: str) -> Step:
 @operation("neg", _ALL, mods="ftz", kind="float")
 @operation("abs", _ALL, mods="ftz", kind="float")
 def sign_half(b: Binder, ins: Instruction, kind: str) -> Step:
-    """-a or |a|."""
+    """Change or drop the sign."""
     negate = ins.parts[0] == "neg"
 
     def compute(a: Array) -> Array:

@@ -23,7 +23,7 @@ def _sources(b: Binder, ins: Instruction, kind: str) -> list[Array]:
 @operation("add", _WHOLE, kind="integer")
 @operation("add", "s32", "sat", kind="integer")
 def add(b: Binder, ins: Instruction, kind: str, mode: str = "") -> Step:
-    """D = a + b, wrapping or saturating."""
+    """Sum, wrapping or saturating."""
     if mode:
         return b.elementwise(ins, kind, _saturated(np.add), *_sources(b, ins, kind))
     return b.elementwise(ins, kind, np.add, *_sources(b, ins, kind))
@@ -32,7 +32,7 @@ def add(b: Binder, ins: Instruction, kind: str, mode: str = "") -> Step:
 @operation("sub", _WHOLE, kind="integer")
 @operation("sub", "s32", "sat", kind="integer")
 def sub(b: Binder, ins: Instruction, kind: str, mode: str = "") -> Step:
-    """D = a - b, wrapping or saturating."""
+    """Difference, wrapping or saturating."""
     if mode:
         return b.elementwise(ins, kind, _saturated(np.subtract), *_sources(b, ins, kind))
     return b.elementwise(ins, kind, np.subtract, *_sources(b, ins, kind))
@@ -47,7 +47,7 @@ def _saturated(function: np.ufunc) -> Callable[[Array, Array], Array]:
     return compute
 
 
-def _high(a: Array, c: Array) -> Array:
+def high_product(a: Array, c: Array) -> Array:
     """The upper half of a product."""
     bits = a.dtype.itemsize * 8
     if bits < 64:
@@ -81,7 +81,7 @@ def mul(b: Binder, ins: Instruction, part: str, kind: str) -> Step:
     if part == "wide":
         dtype = TYPES[_wide(kind)].dtype
         return b.elementwise(ins, _wide(kind), lambda x, y: np.multiply(x, y, dtype=dtype), a, c)
-    return b.elementwise(ins, kind, np.multiply if part == "lo" else _high, a, c)
+    return b.elementwise(ins, kind, np.multiply if part == "lo" else high_product, a, c)
 
 
 def _mul24(part: str) -> Callable[[Array, Array], Array]:
@@ -107,7 +107,7 @@ def mad(b: Binder, ins: Instruction, part: str, kind: str) -> Step:
             ins, _wide(kind), lambda x, y, z: np.multiply(x, y, dtype=dtype) + z, a, c, addend
         )
     addend = b.source(ins.operands[3], kind)
-    product = np.multiply if part == "lo" else _high
+    product = np.multiply if part == "lo" else high_product
     return b.elementwise(ins, kind, lambda x, y, z: product(x, y) + z, a, c, addend)
 
 
@@ -156,7 +156,7 @@ def minmax(b: Binder, ins: Instruction, kind: str) -> Step:
 @operation("neg", "s16 s32 s64", kind="integer")
 @operation("abs", "s16 s32 s64", kind="integer")
 def negabs(b: Binder, ins: Instruction, kind: str) -> Step:
-    """-a or |a|, wrapping."""
+    """Change or drop the sign, wrapping."""
     function = np.negative if ins.parts[0] == "neg" else np.abs
     return b.elementwise(ins, kind, function, *_sources(b, ins, kind))
 
@@ -210,7 +210,7 @@ def shift(b: Binder, ins: Instruction, kind: str) -> Step:
 
 @operation("sad", _WHOLE, kind="integer")
 def sad(b: Binder, ins: Instruction, kind: str) -> Step:
-    """C + |a - b|."""
+    """Add the size of a difference."""
 
     def compute(x: Array, y: Array, z: Array) -> Array:
         result: Array = z + np.where(x < y, y - x, x - y)
@@ -222,7 +222,7 @@ def sad(b: Binder, ins: Instruction, kind: str) -> Step:
 @operation("dp4a", kind="integer", mods="u32 s32")
 @operation("dp2a", "lo hi", kind="integer", mods="u32 s32")
 def dot(b: Binder, ins: Instruction, half: str = "") -> Step:
-    """C plus the dot product of four bytes, or of two halves with two bytes."""
+    """Add the dot product of four bytes, or of two halves with two bytes."""
     left, right = ins.parts[-2:]
     a = b.source(ins.operands[1], left)
     c = b.source(ins.operands[2], right)

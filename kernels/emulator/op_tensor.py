@@ -117,7 +117,7 @@ def operand_types(ins: Instruction) -> tuple[str, str, str, str]:
 @operation("mma", "m16n8k8", "tf32", mods=_FLOAT_MODS, kind="tensor", since=80)
 @operation("mma", "m16n8k4", "tf32", mods=_FLOAT_MODS, kind="tensor", since=80)
 def mma_float(b: Binder, ins: Instruction, shape: str, kind: str) -> Step:
-    """D = A B + C of floats."""
+    """Multiply and accumulate floats."""
     _expect(b, ins, shape, kind)
     left, right = _registers(b, ins.operands[1]), _registers(b, ins.operands[2])
     accumulator = _Accumulator(b, ins, operand_types(ins)[0], 3)
@@ -152,7 +152,7 @@ def _expect(b: Binder, ins: Instruction, shape: str, kind: str) -> None:
 @operation("mma", "m16n8k32 m16n8k16", "u8", mods=_INT_MODS, kind="tensor", since=80)
 @operation("mma", "m8n8k16", "u8", mods=_INT_MODS, kind="tensor", since=75)
 def mma_int(b: Binder, ins: Instruction, shape: str, kind: str) -> Step:
-    """D = A B + C of 8-bit integers, exactly; wraps, or saturates at the end."""
+    """Multiply and accumulate 8-bit integers, exactly; wrap, or saturate at the end."""
     if any(part in ("s8", "u8") and part != kind for part in ins.parts):
         raise UnsupportedError(f"PTX opcode {ins.opcode} mixes signs, which is not known")
     _expect(b, ins, shape, kind)
@@ -177,7 +177,7 @@ def mma_int(b: Binder, ins: Instruction, shape: str, kind: str) -> Step:
     "mma", "sp::ordered_metadata", "m16n8k32", "f16 bf16", mods=_FLOAT_MODS, kind="tensor", since=80
 )
 def mma_sparse(b: Binder, ins: Instruction, _: str, shape: str, kind: str) -> Step:
-    """D = A B + C where of every four neighbours of A along K two are stored.
+    """Multiply and accumulate; of every four neighbours of A along K two are stored.
 
     Two lanes of each quad, chosen by the selector, hold for 16 of the 32 columns where the kept
     values of rows g (lower half) and g + 8 (upper half) belong: two bits for each.

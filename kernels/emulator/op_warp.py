@@ -63,7 +63,7 @@ def together(
 
 @operation("shfl", "sync", "up down bfly idx", "b32", kind="warp")
 def shuffle(b: Binder, ins: Instruction, _: str, mode: str, kind: str) -> Step:
-    """D = a of another lane; p = whether that lane is in range."""
+    """Take the value of another lane; a second result says whether that lane is in range."""
     target = ins.operands[0]
     first, second = (target.first, target.second) if isinstance(target, Pair) else (target, None)
     write, write_range = b.writer(first, kind), b.writer(second, "pred")

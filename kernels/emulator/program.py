@@ -78,6 +78,10 @@ def link(module: PtxModule, name: str) -> Program:
     return program
 
 
+def _items(operand: Operand) -> tuple[Operand, ...]:
+    return operand.items if isinstance(operand, Vector) else (operand,)
+
+
 def _up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
@@ -197,6 +201,11 @@ class _Linker:
             condition = passed.items[:1] if isinstance(passed, Vector) else ()
             self.program.instructions.append(
                 replace(instruction, parts=("trap",), operands=condition)
+            )
+            return
+        if name == "vprintf" and isinstance(passed, Vector):
+            self.program.instructions.append(
+                replace(instruction, parts=("printf",), operands=(*passed.items, *_items(returns)))
             )
             return
         function = self.module.functions.get(name)

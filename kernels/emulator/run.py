@@ -46,6 +46,7 @@ class Emulation:
         args: the arguments; arrays hold what the kernel left.
         counters: of the launch; None if it did not come to its end.
         fault: what was found, or None.
+        printed: what the kernel's `printf` said.
         source: text of the file, for the report.
     """
 
@@ -53,14 +54,16 @@ class Emulation:
     args: tuple[Any, ...]
     counters: LaunchCounters | None
     fault: KernelFault | None
+    printed: str = ""
     source: str = ""
 
     def report(self) -> str:
-        """The finding with the source line, or the counters."""
+        """What was printed, then the finding with its source line, or the counters."""
+        said = [self.printed.rstrip("\n")] if self.printed else []
         if self.fault is not None:
-            return "\n".join((str(self.fault), *self._lines(self.fault)))
-        done = f"{self.kernel}: no fault found"
-        return done if self.counters is None else f"{done}\n{self.counters.table()}"
+            return "\n".join((*said, str(self.fault), *self._lines(self.fault)))
+        done = [*said, f"{self.kernel}: no fault found"]
+        return "\n".join(done if self.counters is None else [*done, self.counters.table()])
 
     def _lines(self, fault: KernelFault) -> list[str]:
         lines = self.source.splitlines()
@@ -129,7 +132,8 @@ def emulate_file(
         counted = function(grid, block, values, shared_mem=shared_mem)
     except KernelFault as error:
         fault = error
-    return Emulation(kernel or symbol, values, counted, fault, source)
+    printed = "".join(function.printed)
+    return Emulation(kernel or symbol, values, counted, fault, printed, source)
 
 
 def _compile(

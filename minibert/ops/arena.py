@@ -86,21 +86,27 @@ class Block:
 class Arena:
     """Scratch memory of one stream. Not thread-safe: a stream belongs to one thread."""
 
-    def __init__(self, empty: Callable[[int], Any], reuse: bool = True) -> None:
+    def __init__(
+        self,
+        empty: Callable[[int], Any],
+        reuse: bool = True,
+        on_move: Callable[[], None] = lambda: None,
+    ) -> None:
         """Begin without memory.
 
         Args:
             empty: bytes -> memory of the device; may raise DeviceMemoryError.
             reuse: False gives every block memory of its own.
+            on_move: called before the slab is given up: who kept an address must forget it, and
+                who kept an array must drop it, or old and new memory stand side by side.
         """
         self._empty = empty
         self._reuse = reuse
+        self._on_move = on_move
         self._line = OffsetAllocator()
         self._slab: Any = None
         self._rows = 0
         self.slab_bytes = 0
-        self.version = 0
-        """Counts changes of the slab: an address captured under another version is gone."""
         self.generation = 0
         self.fixed = False
         """While True (during capture) memory outside the slab is an error, never an allocation."""
@@ -158,8 +164,8 @@ class Arena:
         return self._line.high_water
 
     def _drop_slab(self) -> None:
+        self._on_move()
         self._slab, self.slab_bytes = None, 0
-        self.version += 1
 
 
 def _round_up(nbytes: int) -> int:

@@ -60,7 +60,7 @@ DTYPES = ("float32", "float16", "bfloat16", "int8")
 class CudaOps:
     """`Ops` on the CUDA kernels. Made by `cuda_ops`."""
 
-    head_dim_multiple = 8
+    head_dim_multiple = PADDING
     num_streams: int
     preferred_batch_tokens: int
 

@@ -86,12 +86,11 @@ class DeviceArray:
 
 @dataclass(slots=True)
 class _Captured:
-    """A graph, what it leaves behind, and what must still hold for it to be valid."""
+    """A graph, what it leaves behind, and the tables that it reads."""
 
     graph: Graph
     outputs: tuple[DeviceArray, ...]
     table_rows: list[int | None]
-    version: int
 
 
 class CudaStream:
@@ -107,14 +106,13 @@ class CudaStream:
         """
         self.device = device
         self.handle = device.new_stream()
-        self.arena = Arena(device.empty, reuse_memory)
+        self._graphs: dict[Hashable, _Captured] = {}
+        self.arena = Arena(device.empty, reuse_memory, self._forget_graphs)
         self.batch: DeviceBatch | None = None
         self._block_m = block_m
         self._pinned_in = np.empty(0, np.int32)
         self._pinned_out = np.empty(0, np.uint8)
         self._staging: Any = None
-        self._staging_version = 0
-        self._graphs: dict[Hashable, _Captured] = {}
         self._needs: dict[Hashable, int] = {}
 
     def close(self) -> None:
@@ -139,9 +137,10 @@ class CudaStream:
         self.device.synchronize(self.handle)
         size = shape.staging_size
         if self._pinned_in.size < size:
+            self._forget_graphs()  # they read the staging buffer that is given up here
+            self._staging = None
             self._staging = self.device.empty(4 * size)
             self._pinned_in = self.device.empty_pinned(4 * size).view(np.int32)
-            self._staging_version += 1
         self.arena.reset(shape.num_tokens)
         staged = self._pinned_in[:size]
         stage(staged, padded, cu_seqlens, shape, self._block_m)
@@ -213,9 +212,6 @@ class CudaStream:
                 key is the same.
         """
         captured = self._graphs.get(key)
-        if captured is not None and captured.version != self._version:
-            del self._graphs[key]  # its addresses are gone
-            captured = None
         if captured is not None:
             check_ids(uploaded, captured.table_rows)
             captured.graph.launch(self.handle)
@@ -233,14 +229,13 @@ class CudaStream:
             self.arena.fixed = False
         while len(self._graphs) >= _MAX_GRAPHS:
             del self._graphs[next(iter(self._graphs))]
-        self._graphs[key] = _Captured(graph, made[0], uploaded.table_rows, self._version)
+        self._graphs[key] = _Captured(graph, made[0], uploaded.table_rows)
         graph.launch(self.handle)
         return made[0]
 
-    @property
-    def _version(self) -> int:
-        """Changes whenever an address may have changed that a graph holds."""
-        return self.arena.version + self._staging_version
+    def _forget_graphs(self) -> None:
+        """Memory moves: addresses in the graphs are void, and their outputs hold the old memory."""
+        self._graphs.clear()
 
 
 def check_ids(batch: DeviceBatch, table_rows: Sequence[int | None]) -> None:

@@ -83,7 +83,7 @@ def test_wavefronts_of_shared_loads(word: str, index: str, wavefronts: int, idea
 
 @pytest.mark.parametrize(("pad", "wavefronts"), [(0, 16), (8, 4)])
 def test_wavefronts_of_ldmatrix(pad: int, wavefronts: int) -> None:
-    """Unpadded rows of 64 bytes: 8 rows of a matrix share banks two by two, times two halves."""
+    """Unpadded rows of 64 bytes begin in two banks only: four rows of a matrix meet in each."""
     source = f"""
 extern "C" __global__ void k(unsigned* out) {{
   __shared__ __align__(16) unsigned short s[16 * (32 + {pad})];

@@ -8,6 +8,7 @@ from minibert.kernels.emulator.faults import KernelFault, UnsupportedError
 from minibert.kernels.emulator.launch import Module
 from minibert.kernels.emulator.table import operations
 from tests.emulator import (
+    cases_carry,
     cases_compare,
     cases_convert,
     cases_copy,
@@ -19,8 +20,10 @@ from tests.emulator import (
     cases_warp,
 )
 from tests.emulator.harness import EXECUTED, HEADER, Case, check_case, run_case, run_text
+from tests.emulator.test_print import print_from_a_kernel
 
 MODULES = (
+    cases_carry,
     cases_compare,
     cases_convert,
     cases_copy,
@@ -51,6 +54,7 @@ def test_every_entry_of_the_table_was_executed() -> None:
         run_case(case)
     for name in ("trap", "brkpt"):
         test_a_stop_is_reported(name)
+    print_from_a_kernel()
     assert {entry.name for entry in operations()} - EXECUTED == set()
 
 

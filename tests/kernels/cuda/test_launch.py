@@ -123,3 +123,13 @@ def test_attention_tiles_name_each_tile_of_each_sequence() -> None:
     assert tiles.tolist() == [[0, 0], [1, 0], [2, 0], [2, 64], [2, 128], [-1, 0]]
     assert launch.attention_tiles(cu_seqlens, block_m=64).shape == (5, 2)
     assert launch.attention_tiles(np.zeros(1, np.int32), block_m=64).shape == (0, 2)
+
+
+@pytest.mark.parametrize("capability", ARCHITECTURES)
+def test_the_description_names_kernels_that_are_launched(capability: int) -> None:
+    target = target_of(capability)
+    sources = {made.source for made in catalogue(target)}
+    for operation, sentence in launch.describe(target).items():
+        named = [word.rstrip(":") for word in sentence.split() if ".cu" in word]
+        assert set(named) <= sources, operation
+    assert ("not on this device" in launch.describe(target)["linear bfloat16"]) == (capability < 80)
