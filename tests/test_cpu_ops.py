@@ -263,7 +263,7 @@ def test_arrays_give_their_memory_back(ops: CpuOps) -> None:
 def test_calls_outside_a_stream_and_after_close_are_refused(ops: CpuOps) -> None:
     with ops.stream(alone=False) as running:
         rows = CpuArray(running._state.memory, 1, 8)  # type: ignore[union-attr]
-    with pytest.raises(DeviceError, match="inside `with ops.stream"):
+    with pytest.raises(DeviceError, match=r"inside `with ops.stream"):
         ops.normalize(rows)
     ops.close()
     with pytest.raises(DeviceError, match="was closed"):
@@ -273,14 +273,14 @@ def test_calls_outside_a_stream_and_after_close_are_refused(ops: CpuOps) -> None
 
 @needs_kernels
 def test_arguments_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DeviceError, match="dtype must be one of float32, .*got 'float8'"):
+    with pytest.raises(DeviceError, match=r"dtype must be one of float32, .*got 'float8'"):
         CpuOps("float8")
     with pytest.raises(DeviceError, match="matmul_precision must be one of highest, high, medium"):
         CpuOps(matmul_precision="low")
     with pytest.raises(DeviceError, match="threads must be at least 1, got 0"):
         CpuOps(threads=0)
     monkeypatch.setenv(loader.ISA_VARIABLE, "sse9")
-    with pytest.raises(DeviceError, match="MINIBERT_CPU_ISA must be one of .*, got 'sse9'"):
+    with pytest.raises(DeviceError, match=r"MINIBERT_CPU_ISA must be one of .*, got 'sse9'"):
         CpuOps()
     assert available() == (False, available()[1])
 
