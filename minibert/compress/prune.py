@@ -45,6 +45,7 @@ _HEAD_POINTS = (1.0, 0.75, 0.5, 0.25, 0.0)  # shares of heads at which the harm 
 _WIDTH_POINTS = (1.0, 0.75, 0.5, 0.25, 0.0)
 _HARM_TEXTS = 48
 _TIMED_TEXTS = 24
+_JOURNAL_FORMAT = "1"  # raised where measurements of older runs no longer fit
 _AT_ONCE = 16  # neurons removed before the others are judged again
 
 
@@ -138,7 +139,7 @@ def prune_model(
     count = len(loaded.weights.layers)
     if target.drop_layers >= count:
         raise InputError(f"drop_layers must be below {count}, the layers, got {target.drop_layers}")
-    identity = identity_of(loaded.weights.files, text_set.calibration, "1")
+    identity = identity_of(loaded.weights.files, text_set.calibration, _JOURNAL_FORMAT)
     journal = Journal(target_folder.with_name(f".{target_folder.name}.progress.json"), identity)
     if len(journal):
         say(f"Going on from {len(journal)} measurements of an earlier run ...")
