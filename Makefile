@@ -8,13 +8,17 @@ export PIP_NO_CACHE_DIR := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HOME := $(CURDIR)/build/huggingface
 
-.PHONY: demo test bench gpu lint format model clean
+.PHONY: demo test bench gpu sanitize lint format model clean
 
 demo: .venv/core.stamp
 	@$(PY) -m minibert demo --models-folder $(MODELS)
 
 test: lint model
 	$(PY) -m pytest
+
+sanitize: .venv/test.stamp
+	PYTHON="$(CURDIR)/$(PY)" tests/kernels/cpu/sanitize.sh address,undefined
+	PYTHON="$(CURDIR)/$(PY)" tests/kernels/cpu/sanitize.sh thread
 
 # Where PYTHON already has CuPy (a GPU image without a network), it is used as it is.
 GPU_PY = $(shell $(PYTHON) -c 'import cupy, tokenizers, safetensors' 2>/dev/null && echo $(PYTHON) || echo $(PY))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -33,6 +34,12 @@ def run() -> Callable[..., Result]:
     return invoke
 
 
+def _default_signals() -> None:
+    """What a shell gives a command; a test run in the background would hand on ignored ones."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start() -> Callable[..., subprocess.Popen[bytes]]:
     """Start the command line in a process of its own."""
@@ -45,6 +52,7 @@ def start() -> Callable[..., subprocess.Popen[bytes]]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment,
+            preexec_fn=_default_signals,
             **keywords,
         )
 
