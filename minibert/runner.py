@@ -235,16 +235,20 @@ class Runner:
             rows = apply_steps(ops, hidden, uploaded, self.steps)
             return (rows, hidden) if hidden_states else (rows,)
 
+        results: tuple[Any, ...] | None = None
         try:
-            rows, *states = ops.forward(batch, compute, key=hidden_states)
+            results = ops.forward(batch, compute, key=hidden_states)
         except (MemoryError, DeviceMemoryError):
             if indices.size == 1:
                 raise
+        if results is None:
             # The device is fuller than planned: halves need less, and no text depends on the split.
+            # Not inside the handler, whose traceback would keep the failed pass's arrays alive.
             middle = indices.size // 2
             for half in (indices[:middle], indices[middle:]):
                 self._run_batch(ops, texts, half, skip, hidden_states, on_batch, deliver)
             return
+        rows, *states = results
         with deliver:
             on_batch(indices, rows, states[0] if states else None, batch.cu_seqlens)
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may use the network by accident
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra")
 WORDS = "the a cat dog sat on mat and bread stays soft in paper bag ice lake walk safe sun moon"

@@ -183,6 +183,25 @@ def test_float_layers_are_not_quantized(small: Loaded) -> None:
     assert parameters.layers[1].qkv.weight_scale is not None
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_single_layers_may_be_int8_in_any_dtype(dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    table, weight = (rng.standard_normal(size).astype(np.float32) for size in ((60, 64), (24, 64)))
+    ops = cuda_ops("emulator", dtype)
+    word = ops.prepare_embedding(table)
+    linear = ops.prepare_linear(weight, None, name="layer.0.qkv", dtype="int8")
+    texts = random_texts([5])
+    with ops.stream(alone=True) as stream:
+        hidden = stream.embed(stream.upload(pack(texts)), (word, None, None), None)
+        found = stream.download(stream.linear(hidden, linear))
+    x = rounded(table, dtype)[texts[0]]
+    scale = np.abs(x).max(axis=1, keepdims=True) / 127
+    weight_q, weight_scale = quantize_weight(weight)
+    ref = np.rint(x / scale) * scale @ (weight_q * weight_scale[:, None].astype(np.float64)).T
+    allowed = 2 * np.abs(rounded(ref, dtype) - ref).max() + 1e-6 * np.abs(ref).max()
+    assert np.abs(found - ref).max() <= allowed
+
+
 def test_the_narrow_kernel_is_opt_in(small: Loaded) -> None:
     batch = pack(random_texts([5]))
     launched: list[str] = []
@@ -245,6 +264,11 @@ def test_heads_run_on_pooled_vectors(dtype: str) -> None:
 def test_an_empty_batch_gives_empty_arrays(small: Loaded) -> None:
     hidden, pooled = encode(cuda_ops("emulator", "float16"), small, pack([]))
     assert hidden.shape == (0, 64) and pooled.shape == (0, 64)
+    ops = cuda_ops("emulator", "float16")
+    word = ops.prepare_embedding(np.ones((4, 16), np.float32))
+    with ops.stream(alone=True) as stream:
+        rows = stream.embed(stream.upload(pack([])), (word, None, None), None)
+        assert stream.download(stream.concatenate([rows, rows])).shape == (0, 32)
 
 
 # ---- graphs and memory -------------------------------------------------------------------------

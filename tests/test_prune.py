@@ -14,6 +14,7 @@ from minibert.compress.quantize import QuantizeOptions, quantize_model
 from minibert.compress.refit import refit
 from minibert.compress.run import TextRun, encoder_flops
 from minibert.errors import InputError, WeightsError
+from minibert.kernels.cpu.loader import available
 from minibert.loading import load_model
 from minibert.weights.prune import (
     Level,
@@ -333,3 +334,25 @@ def test_shapes_that_are_not_those_of_the_config_are_refused(tiny: Any, tmp_path
     path.write_text(json.dumps(config))
     with pytest.raises(WeightsError, match="layer_shapes"):
         load_model(tmp_path / "p")
+
+
+@pytest.mark.skipif(not available()[0], reason="the CPU kernels are not built")
+def test_a_pruned_quantized_model_is_the_same_on_the_cpu_and_on_the_emulated_gpu(
+    tiny: Any, tmp_path: Path
+) -> None:
+    # Widths that tensor cores take, and heads of 16.
+    folder = tiny("bert", hidden_size=64, intermediate_size=128)
+    prune_model(folder, tmp_path / "p", PruneTarget(flops=0.7), texts=texts())
+    options = QuantizeOptions(min_cosine=None)
+    quantize_model(tmp_path / "p", tmp_path / "pq", options=options, texts=texts())
+    given = texts(3)
+    with Engine.from_pretrained(tmp_path / "pq", dtype="float32", device="cpu") as engine:
+        exact = engine.encode(given)
+    with Engine.from_pretrained(tmp_path / "pq", device="cpu") as engine:
+        on_cpu = engine.encode(given)
+    with Engine.from_pretrained(tmp_path / "pq", device="emulator") as engine:
+        assert ", int8" in engine.explain()
+        on_gpu = engine.encode(given)
+    # Both quantise activations to 8 bits, one with a zero point and one without.
+    plain = np.abs(on_cpu - exact).max()
+    assert np.abs(on_gpu - exact).max() <= 4 * plain

@@ -198,7 +198,7 @@ def refit_to_target(
     prior = np.concatenate((weight, bias[:, None]), axis=1).astype(np.float64)
     best, least, chosen = prior, check.error(prior), None
     mean = float(np.trace(train.gram)) / len(train.gram)
-    for strength in (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001):
+    for strength in (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003):
         solution = _ridge(train, prior, strength * mean)
         error = check.error(solution)
         if error < least:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from minibert.errors import InputError
 from minibert.weights.checkpoint import LayerWeights, LinearWeights
+from minibert.weights.names import LEGACY_NORM_NAMES as LEGACY
 from minibert.weights.names import NAME_TABLES, NameTable
 from minibert.weights.tensors import (
     INDEX_FILE,
@@ -121,6 +122,19 @@ class Checkpoint:
             if before.bias is not None and after.bias is not None:
                 if not np.array_equal(before.bias[first], after.bias[second]):
                     self.write(self.layer_name(i, part, "bias"), after.bias[second])
+
+    def write_norms(self, i: int, old: LayerWeights, new: LayerWeights) -> None:
+        """Replace what differs between two versions of a layer's layer_norms."""
+        for part in ("attention_norm", "output_norm"):
+            before, after = getattr(old, part), getattr(new, part)
+            for kind in ("weight", "bias"):
+                if not np.array_equal(getattr(before, kind), getattr(after, kind)):
+                    self.write(self.norm_name(i, part, kind), getattr(after, kind))
+
+    def norm_name(self, layer: int, part: str, kind: str) -> str:
+        """Full name of a layer_norm's tensor, also where it has its old names."""
+        name = self.layer_name(layer, part, kind)
+        return name if name in self.tensors else self.layer_name(layer, part, LEGACY[kind])
 
     def keep_layers(self, layers: Sequence[int]) -> None:
         """Keep these layers, numbered anew from 0; the others' tensors go."""

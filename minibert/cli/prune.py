@@ -36,6 +36,9 @@ from minibert.cli.options import debug_option
     help="Whole layers to drop before anything else, the least harmful ones.",
 )
 @click.option(
+    "--align", is_flag=True, help="Add a last linear map from the new vectors to the original's."
+)
+@click.option(
     "--progress/--no-progress", default=None, help="Show a bar.  [default: on a terminal]"
 )
 @debug_option
@@ -50,6 +53,7 @@ def command(
     flops: float | None,
     latency_ms: float | None,
     drop_layers: int,
+    align: bool,
     progress: bool | None,
 ) -> None:
     """Write a smaller copy of MODEL to the folder OUTPUT, without retraining and without labels.
@@ -73,6 +77,7 @@ def command(
         output,
         target,
         texts=texts,
+        align=align,
         overwrite=overwrite,
         say=say,
         progress=sys.stderr.isatty() if progress is None else progress,

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from minibert.compress.align import fit_alignment, write_alignment
 from minibert.compress.latency import LatencyTable, flops_table, measure_latency
 from minibert.compress.output import atomic_folder, check_output
 from minibert.compress.progress import Journal, identity_of
-from minibert.compress.refit import refit
+from minibert.compress.refit import counterparts, refit, take_norms
 from minibert.compress.report import Report, report
 from minibert.compress.run import TextRun
 from minibert.compress.texts import split_texts
@@ -44,6 +45,7 @@ _HEAD_POINTS = (1.0, 0.75, 0.5, 0.25, 0.0)  # shares of heads at which the harm 
 _WIDTH_POINTS = (1.0, 0.75, 0.5, 0.25, 0.0)
 _HARM_TEXTS = 48
 _TIMED_TEXTS = 24
+_JOURNAL_FORMAT = "1"  # raised where measurements of older runs no longer fit
 _AT_ONCE = 16  # neurons removed before the others are judged again
 
 
@@ -103,6 +105,7 @@ def prune_model(
     target: PruneTarget,
     *,
     texts: Sequence[str] | None = None,
+    align: bool = False,
     overwrite: bool = False,
     say: Say = lambda line: None,
     progress: bool = False,
@@ -115,6 +118,7 @@ def prune_model(
             `.<name>.progress.json` beside it; a run that was stopped goes on from there.
         target: how small.
         texts: to calibrate with and to report on; the bundled ones when None.
+        align: add a last linear map, from the pooled vectors to the original's.
         overwrite: whether an existing model folder may be replaced.
         say: receives a line before each slow step.
         progress: show a bar on standard error.
@@ -135,7 +139,7 @@ def prune_model(
     count = len(loaded.weights.layers)
     if target.drop_layers >= count:
         raise InputError(f"drop_layers must be below {count}, the layers, got {target.drop_layers}")
-    identity = identity_of(loaded.weights.files, text_set.calibration, "1")
+    identity = identity_of(loaded.weights.files, text_set.calibration, _JOURNAL_FORMAT)
     journal = Journal(target_folder.with_name(f".{target_folder.name}.progress.json"), identity)
     if len(journal):
         say(f"Going on from {len(journal)} measurements of an earlier run ...")
@@ -148,6 +152,9 @@ def prune_model(
         inside = folder / encoder_folder.relative_to(model)
         write_weights(loaded, weights, kept, encoder_folder, inside)
         if weights is not loaded.weights:
+            if align:
+                dense = fit_alignment(pruner.run, loaded.weights, weights)
+                write_alignment(loaded, dense, folder)
             say("Measuring what was written ...")
             measured = report(loaded, folder, text_set.reporting)
     journal.remove()
@@ -173,6 +180,7 @@ def write_weights(
     checkpoint = Checkpoint.open(source, loaded.config.model_type)
     for number, layer in zip(kept, weights.layers, strict=True):
         checkpoint.write_layer(number, loaded.weights.layers[number], layer)
+        checkpoint.write_norms(number, loaded.weights.layers[number], layer)
     checkpoint.keep_layers(kept)
     checkpoint.save(target)
     changes: dict[str, Any] = {}
@@ -229,7 +237,9 @@ class Pruner:
             student = self._cut(student, target)
         self.say("Refitting what is left ...")
         bar = self._bar(len(kept), "refit")
-        student = refit(self.run, teacher, student, matching=kept, step=bar.update)
+        matching = counterparts(kept, len(teacher.layers))
+        student = take_norms(student, teacher, matching)
+        student = refit(self.run, teacher, student, matching=matching, step=bar.update)
         bar.close()
         return kept, student
 

@@ -63,6 +63,31 @@ class _Fitter:
         self.batch += 1
 
 
+def counterparts(kept: Sequence[int], num_layers: int) -> tuple[int, ...]:
+    """The teacher's layer whose output each kept layer has to give: the last before the next one.
+
+    Args:
+        kept: the teacher's layers that the student consists of, ascending.
+        num_layers: of the teacher.
+    """
+    return (*(following - 1 for following in kept[1:]), num_layers - 1)
+
+
+def take_norms(
+    student: EncoderWeights, teacher: EncoderWeights, matching: Sequence[int]
+) -> EncoderWeights:
+    """The student with the layer_norms of the layers whose outputs it has to give."""
+    layers = tuple(
+        replace(
+            layer,
+            attention_norm=teacher.layers[i].attention_norm,
+            output_norm=teacher.layers[i].output_norm,
+        )
+        for layer, i in zip(student.layers, matching, strict=True)
+    )
+    return replace(student, layers=layers)
+
+
 def refit(
     run: TextRun,
     teacher: EncoderWeights,

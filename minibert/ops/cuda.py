@@ -255,7 +255,7 @@ class CudaOps:
         batch.table_rows = [table.num_rows if table else None for table in tables]
         check_ids(batch, batch.table_rows)
         out = self._new(batch.shape.num_tokens, word.width, self._float)
-        quantized = self._new_quantized(out)
+        quantized = self._new_quantized(out) if self.dtype == "int8" else None
         self._launch(
             launches.embed_layer_norm(
                 self.device.target,
@@ -300,8 +300,10 @@ class CudaOps:
         if residual is not None and residual.shape != out.shape:
             raise InputError(f"residual must have the shape {out.shape}, got {residual.shape}")
         quantized = weights.weight_scale is not None
-        narrow = hidden.num_rows <= launches.NARROW_ROWS and (
-            quantized or (self._float != "float32" and not self.batch_invariant)
+        narrow = (
+            hidden.num_rows <= launches.NARROW_ROWS
+            and self._float != "float32"
+            and (quantized or not self.batch_invariant)
         )
         choose = launches.gemm_narrow if narrow and hidden.num_rows else launches.gemm
         launch = choose(
@@ -337,7 +339,7 @@ class CudaOps:
         """See `Ops.layer_norm`; the kernel can add a residual first."""
         hidden = self._converted(_dense(hidden), self._float)
         out = self._new(hidden.num_rows, hidden.num_columns, self._float, hidden.per_seq)
-        quantized = self._new_quantized(out)
+        quantized = self._new_quantized(out) if self.dtype == "int8" else None
         self._launch(
             launches.layer_norm(
                 self.device.target,
@@ -453,10 +455,8 @@ class CudaOps:
     ) -> DeviceArray:
         return self._running().new(num_rows, num_columns, dtype, per_seq=per_seq)
 
-    def _new_quantized(self, array: DeviceArray) -> tuple[DeviceArray, DeviceArray] | None:
-        """Room for the int8 companion of an array, where this dtype has one."""
-        if self.dtype != "int8":
-            return None
+    def _new_quantized(self, array: DeviceArray) -> tuple[DeviceArray, DeviceArray]:
+        """Room for the int8 companion of an array: the same rows, and their scales."""
         rows = array.num_rows
         array.quantized = (
             self._new(rows, array.num_columns, "int8", array.per_seq),
@@ -469,7 +469,6 @@ class CudaOps:
         if hidden.quantized is not None:
             return hidden.quantized
         made = self._new_quantized(hidden)
-        assert made is not None, "only the int8 dtype has quantized weights"
         self._launch(
             launches.quantize_rows(self.device.target, hidden.dtype, num_tokens=hidden.num_rows),
             *_data(made),
@@ -495,7 +494,7 @@ class CudaOps:
         offset = self.device.view(
             out.data,
             begin * ELEMENT_BYTES[out.dtype],
-            (out.num_rows * out.row_stride - begin,),
+            (max(out.num_rows * out.row_stride - begin, 0),),
             STORAGE[out.dtype],
         )
         self._launch(

@@ -130,7 +130,10 @@ class Ops(Protocol):
 
     # ---- transfer ------------------------------------------------------------------------------
     def upload(self, batch: Batch) -> Any:
-        """Bring a batch to the device; the result is the `batch` argument of the calls below."""
+        """Bring a batch to the device; the result is the `batch` argument of the calls below.
+
+        A second upload in one stream ends the arrays that were made under the first.
+        """
         ...
 
     def download(self, array: Array) -> NDArray[np.float32]:

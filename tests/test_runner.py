@@ -1,0 +1,95 @@
+"""Batches over streams: splits, failures and forks change no byte and lose no text."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from minibert import Engine
+from minibert.ops.reference import ReferenceOps
+from minibert.runner import make_budget
+from tests.conftest import TinyModel
+
+TEXTS = [f"the cat {'sat ' * (i % 12)}" for i in range(20)]
+
+
+def test_a_batch_that_does_not_fit_is_split(
+    tiny: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Engine.from_pretrained(tiny("bert"), device="numpy") as engine:
+        expected = engine.encode(TEXTS).tobytes()
+        plain, sizes = ReferenceOps.forward, []
+
+        def full_at_three(self: ReferenceOps, batch: Any, *rest: Any, **options: Any) -> Any:
+            sizes.append(batch.num_seqs)
+            if batch.num_seqs > 3:
+                raise MemoryError
+            return plain(self, batch, *rest, **options)
+
+        monkeypatch.setattr(ReferenceOps, "forward", full_at_three)
+        assert engine.encode(TEXTS).tobytes() == expected
+        assert max(sizes) == 20
+        assert sum(size for size in sizes if size <= 3) == 20
+
+
+def test_one_text_that_does_not_fit_is_an_error_and_the_engine_goes_on(
+    tiny: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any, **options: Any) -> Any:
+        raise MemoryError
+
+    with Engine.from_pretrained(tiny("bert"), device="numpy") as engine:
+        expected = engine.encode(TEXTS).tobytes()
+        with monkeypatch.context() as patch:
+            patch.setattr(ReferenceOps, "forward", full)
+            with pytest.raises(MemoryError):
+                engine.encode(TEXTS)
+        assert engine.encode(TEXTS).tobytes() == expected
+
+
+def test_a_failure_in_a_worker_reaches_the_caller(
+    tiny: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ReferenceOps, "num_streams", 3)
+    plain, calls = ReferenceOps.forward, []
+
+    def fails_later(self: ReferenceOps, batch: Any, *rest: Any, **options: Any) -> Any:
+        calls.append(batch.num_seqs)
+        if len(calls) == 4:
+            raise RuntimeError("the fourth batch")
+        return plain(self, batch, *rest, **options)
+
+    with Engine.from_pretrained(tiny("bert"), device="numpy") as engine:
+        expected = engine.encode(TEXTS, batch_size=2).tobytes()
+        with monkeypatch.context() as patch:
+            patch.setattr(ReferenceOps, "forward", fails_later)
+            with pytest.raises(RuntimeError, match="the fourth batch"):
+                engine.encode(TEXTS, batch_size=2)
+        assert engine.encode(TEXTS, batch_size=2).tobytes() == expected
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_computes_the_same_bytes(tiny: TinyModel) -> None:
+    with Engine.from_pretrained(tiny("bert")) as engine:
+        expected = engine.encode(TEXTS, batch_size=2).tobytes()
+        child = os.fork()
+        if child == 0:
+            same = engine.encode(TEXTS, batch_size=2).tobytes() == expected
+            os._exit(0 if same else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_budget_keeps_all_streams_within_the_limit() -> None:
+    def scratch(num_tokens: int, max_seqlen: int, num_seqs: int) -> int:
+        return 1000 * num_tokens + 4 * max_seqlen**2
+
+    for limit in (200_000, 1_000_000, 10_000_000):
+        budget = make_budget(
+            scratch, max_batch_tokens=4096, max_length=128, num_streams=4, memory_limit=limit
+        )
+        longest = min(budget.max_batch_tokens, 128)
+        needed = budget.num_streams * scratch(budget.max_batch_tokens, longest, 1)
+        assert needed <= limit
+        assert budget.max_batch_tokens >= 100
