@@ -85,6 +85,7 @@ _WITHOUT_EFFECT = frozenset(
     bad_words_ids cross_attention_hidden_size diversity_penalty do_sample early_stopping
     encoder_no_repeat_ngram_size min_length no_repeat_ngram_size num_beam_groups num_beams
     num_return_sequences repetition_penalty temperature tf_legacy_loss top_k top_p typical_p
+    _num_labels emb_size eos_token_ids is_matryoshka matryoshka_dimensions tie_weights_ xla_device
     """.split()
 )
 

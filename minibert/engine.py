@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -102,7 +103,8 @@ class Engine:
                 as the device can; "float64" on NumPy, for checking. None is int8 for a model from
                 `minibert quantize` where the device has it, and float32 for all others.
             matmul_precision: for float32: "highest", "high" or "medium".
-            max_batch_tokens: most tokens of one batch; the device's choice when None.
+            max_batch_tokens: most tokens of one batch, a longer text is a batch by itself; the
+                device's choice when None.
             memory_limit: bytes, or a size such as "512MB", that running batches may take together
                 beyond the loaded model; batches are made smaller to fit.
             max_length: most tokens of a text, special tokens included; from the files when None.
@@ -219,15 +221,21 @@ class Engine:
     def memory_bound(self, texts: Sequence[str]) -> int:
         """Most bytes that `encode(texts)` takes beyond the loaded engine and the texts themselves.
 
-        Scratch memory of all streams, token ids, the tokenizer's own, and the result.
+        Scratch memory of all streams, token ids, the tokenizer's own, the texts with the default
+        prompt in front where there is one, and the result.
         """
-        tokenized = self._loaded.tokenizer.encode(texts, max_length=self.max_length)
-        return self._runner.memory_bound(
-            num_texts=len(texts),
-            num_tokens=sum(ids.size for ids in tokenized.input_ids),
-            characters=max(map(len, texts), default=0),
+        prompt = self._preparation.choose_prompt(None, None)
+        prompted = [prompt + text for text in as_texts(texts)[0]]
+        tokenized = self._loaded.tokenizer.encode(prompted, max_length=self.max_length)
+        seqlens = [ids.size for ids in tokenized.input_ids]
+        bound = self._runner.memory_bound(
+            num_texts=len(prompted),
+            num_tokens=sum(seqlens),
+            max_seqlen=max(seqlens, default=0),
+            characters=max(map(len, prompted), default=0),
             dimension=output_dimension(self._loaded.steps, self._loaded.config.hidden_size),
         )
+        return bound + (sum(map(sys.getsizeof, prompted)) if prompt else 0)
 
     def explain(self) -> str:
         """A report of every decision and where it came from."""
@@ -322,11 +330,11 @@ class Engine:
         return rows[0] if single else np.ascontiguousarray(rows)
 
     def encode_query(self, inputs: str | Sequence[str], **options: Any) -> Any:
-        """`encode` with the model's "query" prompt, where it has one."""
+        """`encode` with the model's "query" prompt, or none: never the default one."""
         return self.encode(inputs, **self._with_prompt(("query",), options))
 
     def encode_document(self, inputs: str | Sequence[str], **options: Any) -> Any:
-        """`encode` with the model's "document", "passage" or "corpus" prompt, the first it has."""
+        """`encode` with the first of "document", "passage", "corpus" that is a prompt, or none."""
         return self.encode(inputs, **self._with_prompt(_DOCUMENT_PROMPTS, options))
 
     def encode_stream(
@@ -453,8 +461,7 @@ class Engine:
     def _with_prompt(self, names: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
         if options.get("prompt") is None and options.get("prompt_name") is None:
             found = next((name for name in names if name in self._preparation.prompts), None)
-            if found is not None:
-                return {**options, "prompt_name": found}
+            return {**options, "prompt": ""} if found is None else {**options, "prompt_name": found}
         return options
 
     def _run(

@@ -23,9 +23,11 @@ def explain(
     """Write the report, one decision a line."""
     counts = preparation.counts
     config, weights, budget = loaded.config, loaded.weights, runner.budget
-    longest = min(loaded.max_length, budget.max_batch_tokens)
-    scratch = runner.scratch_bytes(budget.max_batch_tokens, longest, budget.max_batch_tokens)
+    # A text above the budget is a batch by itself, refused where it passes the limit.
+    most = max(loaded.max_length, budget.max_batch_tokens)
+    scratch = runner.scratch_bytes(most, loaded.max_length, most)
     limit = budget.memory_limit
+    scratch = scratch if limit is None else min(scratch, limit)
     rows = [
         ("model", str(loaded.folder)),
         (
@@ -57,7 +59,8 @@ def explain(
         ("device", f"{runner.ops.name} ({device_reason}), {runner.ops.dtype}"),
         (
             "batches",
-            f"at most {budget.max_batch_tokens:,} tokens, {budget.num_streams} at once; scratch "
+            f"at most {budget.max_batch_tokens:,} tokens or one text, {budget.num_streams} at "
+            "once; scratch "
             f"at most {scratch * budget.num_streams / 1e6:.1f} MB"
             + ("" if limit is None else f" (limit {limit * budget.num_streams / 1e6:.1f} MB)"),
         ),

@@ -36,7 +36,7 @@ _FEWEST_TOKENS_TO_SPLIT = 64  # below this per stream, one batch over all cores 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Limits of the batches that run at once."""
+    """Limits of the batches that run at once; `memory_limit` is that of one of them."""
 
     max_batch_tokens: int
     num_streams: int
@@ -100,15 +100,15 @@ class Runner:
         alone = len(plan) == 1
 
         def work() -> None:
-            for i in iter(lambda: next(counter), None):
-                if i >= len(plan) or failed.is_set():
-                    return
-                try:
+            try:
+                for i in iter(lambda: next(counter), None):
+                    if i >= len(plan) or failed.is_set():
+                        return
                     with self._stream(alone=alone) as ops:
                         self._run_batch(ops, texts, plan[i], skip, hidden_states, on_batch, deliver)
-                except BaseException:
-                    failed.set()
-                    raise
+            except BaseException:
+                failed.set()
+                raise
 
         workers = min(len(plan), self.budget.num_streams)
         if workers == 1:
@@ -118,7 +118,8 @@ class Runner:
         try:
             work()
         finally:
-            errors = [future.exception() for future in futures]
+            # One that has not begun stands behind another call's work, and has nothing left to do.
+            errors = [None if future.cancel() else future.exception() for future in futures]
         for error in errors:
             if error is not None:
                 raise error
@@ -135,19 +136,26 @@ class Runner:
         return self.ops.scratch_bytes(shape)
 
     def memory_bound(
-        self, *, num_texts: int, num_tokens: int, characters: int, dimension: int
+        self,
+        *,
+        num_texts: int,
+        num_tokens: int,
+        max_seqlen: int,
+        characters: int,
+        dimension: int,
     ) -> int:
         """Upper bound of what a call takes, in bytes.
 
         Args:
             num_texts: texts of the call.
             num_tokens: tokens of all of them, after cutting.
+            max_seqlen: tokens of the longest of them; one above the budget is a batch by itself.
             characters: of the longest text.
             dimension: width of an embedding.
         """
-        budget = self.budget.max_batch_tokens
-        longest = min(budget, self.config.max_tokens)
-        scratch = self.budget.num_streams * self.scratch_bytes(budget, longest, budget)
+        most = max(self.budget.max_batch_tokens, max_seqlen)
+        longest = min(most, self.config.max_tokens)
+        scratch = self.budget.num_streams * self.scratch_bytes(most, longest, most)
         ids = 8 * num_tokens + _BYTES_PER_TEXT * num_texts
         rows = 4 * dimension * num_texts * 4  # the result, and copies while it is normalised
         return scratch + ids + rows + tokenizer.scratch_bytes(characters)
@@ -202,9 +210,12 @@ class Runner:
             longest = int(seqlens.argmax())
             needed = self.scratch_bytes(int(seqlens[longest]), int(seqlens[longest]), 1)
             if needed > limit:
+                streams = self.budget.num_streams
+                share = f", {limit} for each of {streams} batches at once" if streams > 1 else ""
                 raise MemoryLimitError(
                     f"text {longest} of {int(seqlens[longest])} tokens must fit memory_limit = "
-                    f"{limit} bytes, it needs {needed}: raise the limit or lower max_length"
+                    f"{limit * streams} bytes{share}, it needs {needed}: raise the limit or lower "
+                    "max_length"
                 )
 
     def _run_batch(
@@ -320,7 +331,7 @@ def make_budget(
 
     for streams in range(num_streams, 0, -1):
         share = memory_limit // streams
-        if not fits(min(max_length, max_batch_tokens)) and streams > 1:
+        if not fits(max_length) and streams > 1:
             continue  # fewer streams, so that long texts keep their place
         if not fits(1):
             break

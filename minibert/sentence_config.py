@@ -22,6 +22,20 @@ _TRANSFORMER_CONFIGS = tuple(
     for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 
+# Keys of sentence_*_config.json that would have to be honoured where they have a value.
+_MUST_BE_EMPTY = (
+    "model_args",
+    "model_kwargs",
+    "tokenizer_args",
+    "processor_kwargs",
+    "config_args",
+    "config_kwargs",
+    "processing_kwargs",
+    "query_length",
+    "document_length",
+    "query_expansion",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class ModuleList:
@@ -128,9 +142,23 @@ def read_steps(modules: ModuleList, hidden_size: int) -> tuple[Step, ...]:
             dense = load_dense(where, width)
             steps.append(dense)
             width = dense.weights.weight.shape[0]
-        elif kind == "Normalize":  # its folder may be empty or absent
+        elif kind == "Normalize":
+            _check_normalize(where)
             steps.append(Normalize())
     return tuple(steps)
+
+
+def _check_normalize(where: Path | None) -> None:
+    """Refuse a Normalize of something else than the embedding; its folder may be absent."""
+    path = None if where is None else where / "config.json"
+    if path is None or not path.exists():
+        return
+    values = read_json(path)
+    names = ("module_input_name", "module_output_name")
+    _refuse_unknown(path, values, set(names))
+    for key in names:
+        if values.get(key) not in (None, "sentence_embedding"):
+            raise ConfigError(f"{path}: {key} must be sentence_embedding, got {values[key]!r}")
 
 
 def read_sentence_config(folder: Path, encoder_folder: Path) -> SentenceConfig:
@@ -193,14 +221,11 @@ def _read_transformer_config(folder: Path) -> tuple[int | None, bool]:
         "transformer_task",
         "modality_config",
         "module_output_name",
-        "processing_kwargs",
         "unpad_inputs",  # how they compute, not what: everything is unpadded here
-        "model_args",
-        "tokenizer_args",
-        "config_args",
+        *_MUST_BE_EMPTY,
     }
     _refuse_unknown(path, values, known)
-    for key in ("model_args", "tokenizer_args", "config_args", "processing_kwargs"):
+    for key in _MUST_BE_EMPTY:
         if values.get(key):
             raise ConfigError(f"{path}: {key} must be empty, got {values[key]!r}")
     expected: tuple[tuple[str, Any], ...] = (

@@ -188,6 +188,22 @@ def test_an_unknown_key_may_be_ignored_by_name() -> None:
     assert config == EncoderConfig.from_dict(BERT)
 
 
+@pytest.mark.parametrize(
+    ("base", "extra"),
+    [
+        (DISTILBERT, {"sinusoidal_pos_embds": False, "tie_weights_": True, "output_past": True}),
+        (DISTILBERT, {"tie_weights_": True, "xla_device": None, "use_bfloat16": False}),
+        (BERT, {"eos_token_ids": None, "_num_labels": 5, "output_past": True}),
+        (BERT, {"emb_size": 312, "gradient_checkpointing": False, "pooler_type": "first"}),
+        (BERT, {"matryoshka_dimensions": [256], "is_matryoshka": True}),
+    ],
+)
+def test_keys_without_effect_of_published_models_are_known(
+    base: dict[str, Any], extra: dict[str, Any]
+) -> None:
+    assert EncoderConfig.from_dict(base | extra) == EncoderConfig.from_dict(base)
+
+
 def test_json_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(BERT), encoding="utf-8-sig")

@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import shutil
+import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,8 @@ import pytest
 
 from minibert import Engine
 from minibert.errors import EngineClosedError, InputError, TruncationError, TruncationWarning
+from minibert.ops.reference import ReferenceOps
+from minibert.runner import Budget, make_budget
 from tests.conftest import TinyModel
 
 TEXTS = [
@@ -281,6 +284,59 @@ def test_memory_limit_makes_batches_smaller_and_changes_no_byte(tiny: TinyModel)
     with Engine.from_pretrained(tiny("bert"), memory_limit="6MB") as engine:
         assert engine.encode(texts).tobytes() == expected
         assert "limit 6.0 MB" in engine.explain()
+
+
+def test_a_text_above_the_budget_counts_in_what_is_predicted(tiny: TinyModel) -> None:
+    with Engine.from_pretrained(tiny("bert"), device="numpy", max_batch_tokens=8) as engine:
+        grows = engine.memory_bound(["cat " * 60]) - engine.memory_bound(["cat"])
+        scratch = engine._runner.scratch_bytes
+        assert grows >= scratch(62, 62, 62) - scratch(8, 8, 8) > 0
+        longest = scratch(engine.max_length, engine.max_length, engine.max_length)
+        assert f"scratch at most {longest / 1e6:.1f} MB" in engine.explain()
+
+
+def test_fewer_batches_run_at_once_where_a_long_text_needs_the_memory() -> None:
+    budget = make_budget(
+        lambda num_tokens, max_seqlen, num_seqs: num_tokens,
+        max_batch_tokens=16,
+        max_length=100,
+        num_streams=4,
+        memory_limit=200,
+    )
+    assert budget == Budget(16, 2, 100)
+
+
+def test_a_call_does_not_wait_for_workers_that_are_busy_with_another(
+    tiny: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ReferenceOps, "num_streams", 2)
+    release = threading.Event()
+    with Engine.from_pretrained(tiny("bert"), device="numpy", max_batch_tokens=8) as engine:
+        engine._runner._pool().submit(release.wait, 60.0)  # takes the only worker
+        with ThreadPoolExecutor(1) as caller:
+            try:
+                rows = caller.submit(engine.encode, TEXTS).result(timeout=30)
+            finally:
+                release.set()
+        assert np.array_equal(rows, engine.encode(TEXTS))
+
+
+@pytest.mark.usefixtures("minutes_of_warnings")
+def test_a_default_prompt_is_not_that_of_queries_and_documents(
+    tiny: TinyModel, tmp_path: Path
+) -> None:
+    from sentence_transformers.models import Pooling
+
+    theirs = save_sentence_model(tmp_path / "m", tiny("bert"), Pooling(48))
+    theirs.prompts["task"] = "walk the dog "
+    theirs.default_prompt_name = "task"
+    prompts = {"task": "walk the dog "}
+    with Engine.from_pretrained(
+        tmp_path / "m", prompts=prompts, default_prompt_name="task"
+    ) as engine:
+        for call in ("encode", "encode_query", "encode_document"):
+            ours, expected = getattr(engine, call)(TEXTS), getattr(theirs, call)(TEXTS)
+            assert np.abs(ours - expected).max() <= CLOSE, call
 
 
 def test_progress_bar_goes_to_standard_error(

@@ -111,6 +111,44 @@ def test_dropout_does_nothing_and_normalize_needs_no_folder(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"module_input_name": "token_embeddings"}, ["module_input_name", "'token_embeddings'"]),
+        ({"module_output_name": "other"}, ["module_output_name", "'other'"]),
+        ({"p": 1}, ["module_input_name", "['p']"]),
+    ],
+)
+def test_normalize_works_on_the_embedding_or_is_refused(
+    tmp_path: Path, values: dict[str, Any], words: list[str]
+) -> None:
+    write_json(tmp_path / "1_Pooling" / "config.json", {})
+    found = modules(
+        tmp_path,
+        module("Transformer", ""),
+        module("Pooling", "1_Pooling"),
+        module("Normalize", "2_Normalize"),
+    )
+    config = tmp_path / "2_Normalize" / "config.json"
+    write_json(config, {"module_input_name": "sentence_embedding", "module_output_name": None})
+    assert read_steps(found, 32) == (Pooling(), Normalize())
+    write_json(config, values)
+    with pytest.raises(ConfigError) as caught:
+        read_steps(found, 32)
+    for word in (str(config), *words):
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["model_kwargs", "processor_kwargs", "config_args"])
+def test_arguments_for_other_libraries_must_be_empty(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "sentence_bert_config.json"
+    write_json(path, {"max_seq_length": 64, key: {}})
+    assert read_sentence_config(tmp_path, tmp_path).max_seq_length == 64
+    write_json(path, {"max_seq_length": 64, key: {"x": 1}})
+    with pytest.raises(ConfigError, match=f"{key} must be empty"):
+        read_sentence_config(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
     ("entries", "words"),
     [
         ([], ["first module must be a Transformer", "[]"]),

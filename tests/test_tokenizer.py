@@ -4,6 +4,8 @@ import json
 import random
 import shutil
 import string
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -216,6 +218,23 @@ def test_tokenizer_config_overrules_as_in_transformers(
     assert any("tokenizer_config.json" in note for note in notes) or source == "vocab.txt"
 
 
+@pytest.mark.parametrize("name", ["BertTokenizer", "PreTrainedTokenizerFast", None])
+@pytest.mark.parametrize("settings", [{}, {"do_lower_case": True}])
+def test_what_tokenizer_config_leaves_out_is_as_in_transformers(
+    bert: Path, name: str | None, settings: dict[str, Any]
+) -> None:
+    cased = {"lowercase": False, "strip_accents": False, "handle_chinese_chars": False}
+    edit_json(
+        bert / "tokenizer.json", normalizer={"type": "BertNormalizer", "clean_text": True, **cased}
+    )
+    chosen = {} if name is None else {"tokenizer_class": name}
+    write_json(bert / "tokenizer_config.json", {"model_max_length": 64, **chosen, **settings})
+    texts: list[Text] = ["THE Cat", "Café", "你好世界 cat"]
+    assert ours(bert, texts, 64) == theirs(bert, texts, 64)
+    notes = Tokenizer.from_folder(bert).notes
+    assert any("overrules" in note for note in notes) == (name != "PreTrainedTokenizerFast")
+
+
 def test_a_token_that_stands_twice_has_its_last_id_as_in_transformers(vocab_only: Path) -> None:
     with (vocab_only / "vocab.txt").open("a", encoding="utf-8") as file:
         file.write("cat\n")
@@ -251,7 +270,8 @@ def test_a_prompt_is_as_long_as_sentence_transformers_counts(
 
 
 def test_lower_casing_comes_first_where_it_is_asked_for(bert: Path) -> None:
-    edit_json(bert / "tokenizer_config.json", do_lower_case=False)
+    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": False}
+    edit_json(bert / "tokenizer_config.json", **settings)
     cased = Tokenizer.from_folder(bert)
     lowered = Tokenizer.from_folder(bert, do_lower_case=True)
     plain = pairs_of(cased.encode(["the cat"], max_length=9))
@@ -384,6 +404,24 @@ def test_model_max_length_is_read_where_it_is_one(
 ) -> None:
     edit_json(bert / "tokenizer_config.json", model_max_length=limit)
     assert Tokenizer.from_folder(bert).model_max_length == read
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has other units elsewhere")
+@pytest.mark.parametrize("unit", ["the cat ", "a ", ".", "中"])
+def test_tokenizing_one_long_text_stays_within_its_bound(bert: Path, unit: str) -> None:
+    code = f"""if True:
+    import resource
+    from pathlib import Path
+    from minibert.tokenizer import Tokenizer, scratch_bytes
+    tokenizer = Tokenizer.from_folder(Path({str(bert)!r}))
+    tokenizer.encode(["the cat"], max_length=9)
+    text = {unit!r} * (300_000 // {len(unit)})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    tokenizer.encode([text], max_length=9)
+    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    assert grown <= scratch_bytes(len(text)), (grown, scratch_bytes(len(text)))
+    """
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_encodings_keep_offsets_and_are_not_cut(folders: dict[str, Path]) -> None:
