@@ -62,6 +62,15 @@ def check_output(output_value: object, precision: str) -> None:
         )
 
 
+def check_conversion(convert_to_numpy: object, convert_to_tensor: object) -> None:
+    """Refuse to give anything but NumPy arrays."""
+    if convert_to_numpy is not True or convert_to_tensor is not False:
+        raise InputError(
+            "convert_to_numpy must be True and convert_to_tensor False: results are NumPy arrays, "
+            f"got {convert_to_numpy!r} and {convert_to_tensor!r}"
+        )
+
+
 def is_integer(value: object) -> bool:
     """Whether a value is a whole number; True and False are not."""
     return isinstance(value, Integral) and not isinstance(value, bool)

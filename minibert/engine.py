@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from minibert.arguments import (
     as_texts,
+    check_conversion,
     check_count,
     check_output,
     check_prompts,
@@ -258,9 +259,11 @@ class Engine:
         show_progress_bar: bool | None = None,
         output_value: OutputValue | None = "sentence_embedding",
         precision: Precision = "float32",
+        *,
         normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
-        *,
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
         max_length: int | None = None,
         truncation_side: TruncationSide | None = None,
         sentences: str | Sequence[str] | None = None,
@@ -278,6 +281,8 @@ class Engine:
             precision: "float32", "int8", "uint8", "binary" or "ubinary".
             normalize_embeddings: make every vector length 1, after truncate_dim.
             truncate_dim: leading dimensions to keep; the engine's setting when None.
+            convert_to_numpy: True; accepted so that existing calls work.
+            convert_to_tensor: False; likewise.
             max_length: most tokens of a text in this call; at most the model's positions.
             truncation_side: "right" or "left"; the engine's setting when None.
             sentences: older name of `inputs`.
@@ -294,6 +299,7 @@ class Engine:
         """
         texts, single = as_texts(inputs, sentences)
         check_output(output_value, precision)
+        check_conversion(convert_to_numpy, convert_to_tensor)
         full = output_dimension(self._loaded.steps, self._loaded.config.hidden_size)
         check_truncate_dim(truncate_dim, full)
         check_count("batch_size", batch_size)

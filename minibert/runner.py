@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from minibert import model, tokenizer
 from minibert.batch import Batch, IntArray, pack, plan_batches
 from minibert.config import EncoderConfig
-from minibert.errors import DeviceMemoryError, InputError, MemoryLimitError
+from minibert.errors import DeviceMemoryError, EngineClosedError, InputError, MemoryLimitError
 from minibert.loading import LoadedModel
 from minibert.ops.interface import Ops
 from minibert.pooling import PreparedStep, apply_steps, prepare_steps
@@ -61,6 +61,9 @@ class Runner:
         self.steps = tuple(steps)
         self.budget = budget
         self._executor: ThreadPoolExecutor | None = None
+        self._slots: threading.BoundedSemaphore
+        self._lock: threading.Lock
+        self._closed: bool
         self._reset()
 
     def run(
@@ -114,7 +117,11 @@ class Runner:
         if workers == 1:
             work()
             return
-        futures = [self._pool().submit(work) for _ in range(workers - 1)]
+        try:
+            futures = [self._pool().submit(work) for _ in range(workers - 1)]
+        except RuntimeError:  # shut down between the two calls
+            self._check_open()
+            raise
         try:
             work()
         finally:
@@ -161,13 +168,24 @@ class Runner:
         return scratch + ids + rows + tokenizer.scratch_bytes(characters)
 
     def close(self) -> None:
-        """End the worker threads and give back the device."""
-        if self._executor is not None and self._pid == os.getpid():
-            self._executor.shutdown(wait=True)
-        self._executor = None
+        """Let running batches end, then end the threads and give back the device.
+
+        Calls that have batches left raise EngineClosedError at their next one.
+        """
+        if self._pid != os.getpid():
+            self._reset()
+        with self._lock:
+            self._closed = True
+            executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown(wait=True)
+        for _ in range(self.budget.num_streams):
+            self._slots.acquire()
         self.ops.close()
+        self._slots.release(self.budget.num_streams)
 
     def _reset(self) -> None:
+        self._closed = False
         self._pid = os.getpid()
         self._executor = None
         self._slots = threading.BoundedSemaphore(self.budget.num_streams)
@@ -175,6 +193,7 @@ class Runner:
 
     def _pool(self) -> ThreadPoolExecutor:
         with self._lock:
+            self._check_open()
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(
                     max(1, self.budget.num_streams - 1), thread_name_prefix="minibert"
@@ -183,8 +202,14 @@ class Runner:
 
     @contextmanager
     def _stream(self, *, alone: bool) -> Iterator[Ops]:
-        with self._slots, self.ops.stream(alone=alone) as ops:
-            yield ops
+        with self._slots:
+            self._check_open()
+            with self.ops.stream(alone=alone) as ops:
+                yield ops
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineClosedError("the engine must be open, it was closed: load it again")
 
     def _tokens_per_batch(self, seqlens: NDArray[np.int64]) -> int:
         """The budget, or less where an even share keeps every stream busy."""

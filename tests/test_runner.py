@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from minibert import Engine
+from minibert.errors import EngineClosedError
 from minibert.ops.reference import ReferenceOps
 from minibert.runner import make_budget
 from tests.conftest import TinyModel
@@ -68,6 +72,26 @@ def test_a_failure_in_a_worker_reaches_the_caller(
             with pytest.raises(RuntimeError, match="the fourth batch"):
                 engine.encode(TEXTS, batch_size=2)
         assert engine.encode(TEXTS, batch_size=2).tobytes() == expected
+
+
+def test_closing_under_a_running_call_is_said_by_name(
+    tiny: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine.from_pretrained(tiny("bert"), device="numpy")
+    plain, started = ReferenceOps.forward, threading.Event()
+
+    def slowly(self: ReferenceOps, *rest: Any, **options: Any) -> Any:
+        started.set()
+        time.sleep(0.05)
+        return plain(self, *rest, **options)
+
+    monkeypatch.setattr(ReferenceOps, "forward", slowly)
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(engine.encode, TEXTS, batch_size=1)
+        started.wait()
+        engine.close()
+        with pytest.raises(EngineClosedError, match="was closed"):
+            call.result()
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
