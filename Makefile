@@ -7,6 +7,8 @@ NETWORK := { echo "make: the installation failed; see above. It needs the networ
 export PIP_NO_CACHE_DIR := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HOME := $(CURDIR)/build/huggingface
+export MINIBERT_CACHE_DIR := $(CURDIR)/build/cache
+export MPLCONFIGDIR := $(CURDIR)/build/matplotlib
 
 .PHONY: demo test bench gpu sanitize lint format model clean
 
