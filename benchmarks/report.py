@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 MARK = "†"
+_FEWEST_ROUNDS = 5
+_FEWEST_TEXTS = 256  # four batches of 32 for each of two streams
 WORKLOADS = {
     "mixed": "mixed",
     "short": "short",
@@ -40,9 +42,33 @@ def rewrite(text: str, body: str, name: str = "benchmarks") -> str:
 
 
 def summary(results: Results) -> str:
-    """The headline: one table and the lines that say what it is."""
-    parts = [setting(results), headline_table(results), notes(results)]
+    """For the first page: the headline, or, of a run too short for one, why there is none."""
+    warning = caution(results)
+    if warning:
+        return f"{warning} What was seen: [docs/benchmarks.md](docs/benchmarks.md)."
+    return headline(results)
+
+
+def headline(results: Results) -> str:
+    """One table and the lines that say what it is."""
+    parts = [setting(results), caution(results), headline_table(results), notes(results)]
     return "\n\n".join(part for part in parts if part)
+
+
+def caution(results: Results) -> str:
+    """What keeps a run from being quoted: too few rounds, or batches; empty where nothing does."""
+    rounds = [entry["rounds"] for entry in results["mixed"].get("contenders", {}).values()]
+    kept = min(rounds, default=0)
+    workloads = results["workloads"]
+    texts = {name: workloads.get(name, {}).get("texts", 0) for name in ("mixed", "long")}
+    if kept >= _FEWEST_ROUNDS and min(texts.values()) >= _FEWEST_TEXTS:
+        return ""
+    return (
+        f"**No ratio of this run is to be quoted.** It was short: {kept} undisturbed rounds (at "
+        f"least {_FEWEST_ROUNDS} are needed), {texts['mixed']} mixed and {texts['long']} long "
+        f"texts (at least {_FEWEST_TEXTS}). With so few batches of 32, engines that run one stream "
+        "per core leave cores idle, which flatters those that split by tokens, minibert among them."
+    )
 
 
 def full(results: Results, pictures: Sequence[str] = ()) -> str:
@@ -53,7 +79,7 @@ def full(results: Results, pictures: Sequence[str] = ()) -> str:
         pictures: addresses of its pictures, as the page reaches them.
     """
     sections = [
-        summary(results),
+        headline(results),
         "\n".join(f"![{picture.rpartition('-')[2]}]({picture})" for picture in pictures),
         section("Requests", request_table(results)),
         section("Single texts", single_table(results)),
@@ -91,7 +117,7 @@ def setting(results: Results) -> str:
         f"{model['name']} ({model['num_hidden_layers']} layers of {model['hidden_size']}), "
         f"{results['options']['threads']} threads of {device['processor']} ({features}), "
         f"{results['date']}, commit {commit}{changed}. Ratios are to {baseline(results)} in the "
-        f"same round, medians of up to {results['options']['rounds']} interleaved rounds."
+        "same round, medians of the undisturbed interleaved rounds."
     )
 
 

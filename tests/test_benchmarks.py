@@ -143,7 +143,22 @@ def test_the_report_shows_all_of_it(results: dict[str, Any]) -> None:
     assert "Not measured: ONNX Runtime, float32: convert is not installed here" in page
     for title in ("Requests", "Single texts", "Fidelity", "Workloads", "Versions"):
         assert f"### {title}\n" in page
-    assert report.summary(results) in page
+    assert report.headline(results) in page
+
+
+def test_a_short_run_puts_no_table_on_the_first_page(results: dict[str, Any]) -> None:
+    assert report.caution(results) in report.full(results)
+    assert report.summary(results).startswith("**No ratio of this run is to be quoted.**")
+    assert "| engine |" not in report.summary(results)
+    enough = copy.deepcopy(results)
+    for entry in enough["mixed"]["contenders"].values():
+        entry["rounds"] = 5
+    for name in ("mixed", "long"):
+        enough["workloads"][name]["texts"] = 256
+    assert report.caution(enough) == ""
+    assert report.summary(enough) == report.headline(enough)
+    enough["workloads"]["long"]["texts"] = 255
+    assert "255 long texts" in report.caution(enough)
 
 
 def test_a_wrong_contender_is_shown_as_wrong(results: dict[str, Any]) -> None:
@@ -421,7 +436,8 @@ def test_pages_are_rewritten_for_their_model(
     named = {**results, "model": {**results["model"], "name": "all-MiniLM-L6-v2"}}
     path = record.save(named, tmp_path / "recorded")
     assert command.main(["report", str(path)]) == 0
-    assert "| **minibert on NumPy, float32** |" in pages[0].read_text()
+    assert "No ratio of this run is to be quoted" in pages[0].read_text()
+    assert "| **minibert on NumPy, float32** |" in pages[1].read_text()
     assert "### Fidelity" in pages[1].read_text()
     assert "### Fidelity" not in pages[0].read_text()
     assert command.recorded(path.parent) == [path]
