@@ -134,13 +134,23 @@ def test_int8_keeps_the_direction_of_every_vector() -> None:
 
 
 @needs_kernels
-def test_all_paths_give_the_same_int8_sums() -> None:
+@pytest.mark.parametrize(
+    "isas",
+    [
+        [n for n in PATHS if n in ("avx2", "avx512")],
+        [n for n in PATHS if n not in ("avx2", "avx512")],
+    ],
+    ids=["127 steps", "255 steps"],
+)
+def test_paths_with_the_same_steps_give_the_same_int8_sums(isas: list[str]) -> None:
     # One linear layer without activation is free of rounding that differs between paths.
+    if not isas:
+        pytest.skip("no such path here")
     rng = np.random.default_rng(5)
     weight = rng.standard_normal((70, 200)).astype(np.float32)
     tables = [rng.standard_normal((100, 200)).astype(np.float32)]
     results = set()
-    for isa in PATHS:
+    for isa in isas:
         made = CpuOps("int8", isa=isa)
         prepared = made.prepare_linear(weight, None, name="test")
         embedding = made.prepare_embedding(tables[0])

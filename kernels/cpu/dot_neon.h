@@ -11,12 +11,10 @@ namespace {
 
 struct Dot {
   using type = int32x4_t;
-  using Activation = uint8_t;
   static constexpr int kLanes = 4;
-  static constexpr int kGroup = 4;
   static constexpr int kTileRows = 8;
   static constexpr int kTileVecs = 2;
-  static constexpr size_t kWidenedBytes = 0;
+  static constexpr int kSteps = 255;  // largest quantised activation
 
   static type zero() { return vdupq_n_s32(0); }
 #if defined(__ARM_FEATURE_DOTPROD) && !defined(__ARM_FEATURE_MATMUL_INT8)
@@ -24,7 +22,7 @@ struct Dot {
 #else
   static constexpr int kActivationShift = 0;
 #endif
-  static uint8x16_t broadcast(const Activation* group) {
+  static uint8x16_t broadcast(const uint8_t* group) {
     uint32_t bits;
     memcpy(&bits, group, sizeof bits);
     const uint8x16_t four_times = vreinterpretq_u8_u32(vdupq_n_u32(bits));
@@ -32,11 +30,11 @@ struct Dot {
     return kActivationShift ? veorq_u8(four_times, vdupq_n_u8(128)) : four_times;
   }
   static int8x16_t load(const int8_t* weights) { return vld1q_s8(weights); }
-  static type multiply_add(type sum, uint8x16_t a, int8x16_t b) {
+  static void multiply_add(type& sum, uint8x16_t a, int8x16_t b) {
 #if defined(__ARM_FEATURE_MATMUL_INT8)
-    return vusdotq_s32(sum, a, b);
+    sum = vusdotq_s32(sum, a, b);
 #elif defined(__ARM_FEATURE_DOTPROD)
-    return vdotq_s32(sum, vreinterpretq_s8_u8(a), b);
+    sum = vdotq_s32(sum, vreinterpretq_s8_u8(a), b);
 #else
     const int16x8_t a_low = vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(a)));
     const int16x8_t a_high = vreinterpretq_s16_u16(vmovl_u8(vget_high_u8(a)));
@@ -45,12 +43,10 @@ struct Dot {
                                        vmull_high_s16(a_low, b_low));
     const int32x4_t second = vpaddq_s32(vmull_s16(vget_low_s16(a_high), vget_low_s16(b_high)),
                                         vmull_high_s16(a_high, b_high));
-    return vaddq_s32(sum, vpaddq_s32(first, second));
+    sum = vaddq_s32(sum, vpaddq_s32(first, second));
 #endif
   }
   static void store(int32_t* p, type x) { vst1q_s32(p, x); }
-  static const int8_t* widen(void*, const int8_t* packed, int64_t) { return packed; }
-  static void store_activations(Activation* p, Vec::type x) { Vec::store_uint8(p, x); }
 };
 
 }  // namespace

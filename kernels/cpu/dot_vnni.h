@@ -9,15 +9,13 @@
 namespace {
 
 struct Dot {
-  using Activation = uint8_t;
-  static constexpr int kGroup = 4;
   static constexpr int kTileRows = Vec::kTileRows;
   static constexpr int kTileVecs = 2;
   static constexpr int kLanes = Vec::kLanes;
+  static constexpr int kSteps = 255;          // largest quantised activation
   static constexpr int kActivationShift = 0;  // what the instruction's operand is less than q
-  static constexpr size_t kWidenedBytes = 0;
 
-  static int32_t group_bits(const Activation* group) {
+  static int32_t group_bits(const uint8_t* group) {
     int32_t bits;
     __builtin_memcpy(&bits, group, sizeof bits);
     return bits;
@@ -25,24 +23,22 @@ struct Dot {
 #if defined(__AVX512VNNI__)
   using type = __m512i;
   static type zero() { return _mm512_setzero_si512(); }
-  static type broadcast(const Activation* group) { return _mm512_set1_epi32(group_bits(group)); }
+  static type broadcast(const uint8_t* group) { return _mm512_set1_epi32(group_bits(group)); }
   static type load(const int8_t* weights) { return _mm512_loadu_si512(weights); }
-  static type multiply_add(type sum, type activations, type weights) {
-    return _mm512_dpbusd_epi32(sum, activations, weights);
+  static void multiply_add(type& sum, type activations, type weights) {
+    sum = _mm512_dpbusd_epi32(sum, activations, weights);
   }
   static void store(int32_t* p, type x) { _mm512_store_si512(p, x); }
 #else
   using type = __m256i;
   static type zero() { return _mm256_setzero_si256(); }
-  static type broadcast(const Activation* group) { return _mm256_set1_epi32(group_bits(group)); }
+  static type broadcast(const uint8_t* group) { return _mm256_set1_epi32(group_bits(group)); }
   static type load(const int8_t* weights) { return _mm256_loadu_si256((const __m256i*)weights); }
-  static type multiply_add(type sum, type activations, type weights) {
-    return _mm256_dpbusd_avx_epi32(sum, activations, weights);
+  static void multiply_add(type& sum, type activations, type weights) {
+    sum = _mm256_dpbusd_avx_epi32(sum, activations, weights);
   }
   static void store(int32_t* p, type x) { _mm256_store_si256((__m256i*)p, x); }
 #endif
-  static const int8_t* widen(void*, const int8_t* packed, int64_t) { return packed; }
-  static void store_activations(Activation* p, Vec::type x) { Vec::store_uint8(p, x); }
 };
 
 }  // namespace

@@ -14,12 +14,25 @@ using minibert::Linear;
 using minibert::LinearCall;
 
 struct Tile {
-  const float* sums;  // (rows, sums_stride)
-  int64_t sums_stride;
-  int64_t row;        // first row of the call
+  int64_t row;   // first row of the call
   int64_t rows;
-  int64_t col;        // first output feature
-  int64_t cols;       // at most kPanelCols; fewer in a last panel
+  int64_t col;   // first output feature
+  int64_t cols;  // at most a panel; fewer in a last panel
+};
+
+// Float32 sums of a tile, and what earlier depth blocks left in `out`.
+struct FloatSums {
+  const float* sums;     // (rows, stride)
+  int64_t stride;
+  const float* partial;  // (rows, partial_stride), or null
+  int64_t partial_stride;
+  Vec::type operator()(int64_t r, int64_t c, int64_t lanes) const {
+    const Vec::type x = Vec::load(sums + r * stride + c);
+    if (!partial) return x;
+    const float* earlier = partial + r * partial_stride + c;
+    return Vec::add(x, lanes >= Vec::kLanes ? Vec::load(earlier)
+                                            : Vec::load_partial(earlier, lanes));
+  }
 };
 
 // Asks for the lines that the epilogue will read and write, before the products, which take longer.
@@ -51,19 +64,18 @@ class PanelPrefetch {
   int64_t share_;
 };
 
-template <Activation kActivation>
-inline void finish_rows(const Linear& linear, const LinearCall& call, const Tile& tile,
-                        bool add_partial) {
+// `sums(row, col, lanes)` is the vector of sums at a place of the tile; a template, so that it is
+// formed in registers.
+template <Activation kActivation, typename Sums>
+inline void finish_rows(const Linear& linear, const LinearCall& call, const Tile& tile, Sums sums) {
   for (int64_t r = 0; r < tile.rows; ++r) {
     const int64_t offset = (tile.row + r) * linear.out_features + tile.col;
-    const float* sums = tile.sums + r * tile.sums_stride;
     for (int64_t c = 0; c < tile.cols; c += Vec::kLanes) {
       const int64_t lanes = tile.cols - c;
       float* out = call.out + offset + c;
       const bool whole = lanes >= Vec::kLanes;
-      Vec::type x = Vec::load(sums + c);
-      if (add_partial) x = Vec::add(x, whole ? Vec::load(out) : Vec::load_partial(out, lanes));
-      x = activate<kActivation>(Vec::add(x, Vec::load(linear.bias + tile.col + c)));
+      Vec::type x = Vec::add(sums(r, c, lanes), Vec::load(linear.bias + tile.col + c));
+      x = activate<kActivation>(x);
       if (call.residual) {
         const float* residual = call.residual + offset + c;
         x = Vec::add(x, whole ? Vec::load(residual) : Vec::load_partial(residual, lanes));
@@ -76,40 +88,31 @@ inline void finish_rows(const Linear& linear, const LinearCall& call, const Tile
   }
 }
 
-inline void finish_tile(const Linear& linear, const LinearCall& call, const Tile& tile,
-                        bool add_partial) {
+template <typename Sums>
+inline void finish_tile(const Linear& linear, const LinearCall& call, const Tile& tile, Sums sums) {
   switch (call.activation) {
     case minibert::kNoActivation:
-      return finish_rows<minibert::kNoActivation>(linear, call, tile, add_partial);
+      return finish_rows<minibert::kNoActivation>(linear, call, tile, sums);
     case minibert::kGelu:
-      return finish_rows<minibert::kGelu>(linear, call, tile, add_partial);
+      return finish_rows<minibert::kGelu>(linear, call, tile, sums);
     case minibert::kGeluTanh:
-      return finish_rows<minibert::kGeluTanh>(linear, call, tile, add_partial);
+      return finish_rows<minibert::kGeluTanh>(linear, call, tile, sums);
     case minibert::kRelu:
-      return finish_rows<minibert::kRelu>(linear, call, tile, add_partial);
+      return finish_rows<minibert::kRelu>(linear, call, tile, sums);
     case minibert::kSilu:
-      return finish_rows<minibert::kSilu>(linear, call, tile, add_partial);
+      return finish_rows<minibert::kSilu>(linear, call, tile, sums);
     case minibert::kTanh:
-      return finish_rows<minibert::kTanh>(linear, call, tile, add_partial);
+      return finish_rows<minibert::kTanh>(linear, call, tile, sums);
   }
 }
 
 // Sums of a depth block that is not the last: kept in `out`, without bias.
 inline void keep_partial(const Linear& linear, const LinearCall& call, const Tile& tile,
-                         bool add_partial) {
+                         FloatSums sums) {
   for (int64_t r = 0; r < tile.rows; ++r) {
     float* out = call.out + (tile.row + r) * linear.out_features + tile.col;
-    const float* sums = tile.sums + r * tile.sums_stride;
-    for (int64_t c = 0; c < tile.cols; c += Vec::kLanes) {
-      const int64_t lanes = tile.cols - c;
-      const bool whole = lanes >= Vec::kLanes;
-      Vec::type x = Vec::load(sums + c);
-      if (add_partial) x = Vec::add(x, whole ? Vec::load(out + c) : Vec::load_partial(out + c, lanes));
-      if (whole)
-        Vec::store(out + c, x);
-      else
-        Vec::store_partial(out + c, x, lanes);
-    }
+    for (int64_t c = 0; c < tile.cols; c += Vec::kLanes)
+      store_up_to(out + c, sums(r, c, tile.cols - c), min_of(Vec::kLanes, tile.cols - c));
   }
 }
 

@@ -26,17 +26,6 @@ inline float sum_over_row(int64_t size, Function term) {
   return Vec::reduce_add(Vec::add(even, odd));
 }
 
-inline Vec::type load_up_to(const float* p, int64_t lanes) {
-  return lanes == Vec::kLanes ? Vec::load(p) : Vec::load_partial(p, lanes);
-}
-
-inline void store_up_to(float* p, Vec::type x, int64_t lanes) {
-  if (lanes == Vec::kLanes)
-    Vec::store(p, x);
-  else
-    Vec::store_partial(p, x, lanes);
-}
-
 // The mean in float32 is off by its own rounding, which matters where the mean is large against the
 // deviation. The second pass also sums the differences: their mean is what the first pass missed.
 inline void normalize_row(float* out, const float* row, const Norm& norm, int64_t size) {

@@ -99,12 +99,13 @@ void float_compute(const Linear& linear, const LinearCall& call, int64_t row_beg
         prefetch_tile(linear, call, row, rows, col);
         multiply_for(rows)(sums, kPanelCols, call.hidden + row * in_features + k, in_features,
                            weights, block, prefetch.spread(block));
-        const Tile tile = {sums, kPanelCols, row, rows, col,
-                           min_of(kPanelCols, linear.out_features - col)};
+        const Tile tile = {row, rows, col, min_of(kPanelCols, linear.out_features - col)};
+        const float* partial = k > 0 ? call.out + row * linear.out_features + col : nullptr;
+        const FloatSums tile_sums = {sums, kPanelCols, partial, linear.out_features};
         if (last)
-          finish_tile(linear, call, tile, k > 0);
+          finish_tile(linear, call, tile, tile_sums);
         else
-          keep_partial(linear, call, tile, k > 0);
+          keep_partial(linear, call, tile, tile_sums);
       });
     }
   }

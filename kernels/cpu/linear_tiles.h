@@ -143,9 +143,9 @@ void tiles_compute(const Linear& linear, const LinearCall& call, int64_t row_beg
       }
       Tiles::store(sums);
       finish_tile(linear, call,
-                  {sums, kTileCols, row, num_rows, panel * kTileCols,
+                  {row, num_rows, panel * kTileCols,
                    min_of(kTileCols, linear.out_features - panel * kTileCols)},
-                  false);
+                  FloatSums{sums, kTileCols, nullptr, 0});
     }
   }
   Tiles::release();

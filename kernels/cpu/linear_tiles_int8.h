@@ -3,7 +3,8 @@
 //
 //   weights      header as in linear_int8.h, then [panel of 32 outputs][64 inputs]
 //                [2 tiles of 16 groups of 4 inputs x 16 outputs]
-//   activations  RowScale of each row, then [32 rows][64 inputs][2 tiles of 16 rows x 64 inputs]
+//   activations  RowScale of each row, then [32 rows][64 inputs][2 tiles of 16 rows x 64 inputs],
+//                then the excess of each row
 #pragma once
 
 #include "linear_tiles.h"
@@ -12,7 +13,8 @@
 namespace {
 
 constexpr int64_t kInt8TileDepth = 64;
-constexpr int64_t kInt8TilesMaxInFeatures = 65536;
+constexpr int64_t kInt8TilesMaxInFeatures = 32768;  // as kInt8MaxInFeatures
+constexpr int kInt8TilesSteps = 255;
 
 inline int64_t int8_tile_steps(int64_t in_features) {
   return ceil_div(in_features, kInt8TileDepth);
@@ -55,46 +57,57 @@ void int8_tiles_pack(void* packed, const float* weight, int64_t out_features,
   }
 }
 
-inline size_t int8_tiles_header(int64_t num_rows) {
-  return (size_t)round_up(round_up(num_rows, kTileBlock) * (int64_t)sizeof(RowScale), 64);
-}
+struct Int8TilesRows {
+  RowScale* scales;  // (num_rows rounded up to kTileBlock,)
+  uint8_t* blocks;
+  Excess* excess;    // (num_rows, capacity)
+  int64_t capacity;
+  size_t bytes;
+
+  Int8TilesRows(const void* prepared, int64_t num_rows, int64_t in_features)
+      : capacity(max_excess(in_features)) {
+    const size_t header =
+        (size_t)round_up(round_up(num_rows, kTileBlock) * (int64_t)sizeof(RowScale), 64);
+    const size_t tiles = (size_t)(ceil_div(num_rows, kTileBlock) * int8_tile_steps(in_features) *
+                                  2 * Tiles::kTileBytes);
+    scales = (RowScale*)prepared;
+    blocks = (uint8_t*)prepared + header;
+    excess = (Excess*)(blocks + tiles);
+    bytes = header + tiles + sizeof(Excess) * (size_t)(num_rows * capacity);
+  }
+};
 
 size_t int8_tiles_prepared_bytes(int64_t num_rows, int64_t in_features) {
-  return int8_tiles_header(num_rows) +
-         (size_t)(ceil_div(num_rows, kTileBlock) * int8_tile_steps(in_features) * 2 *
-                  Tiles::kTileBytes);
+  return Int8TilesRows(nullptr, num_rows, in_features).bytes;
 }
 
 void int8_tiles_prepare(void* prepared, const float* hidden, int64_t row_begin, int64_t row_end,
                         int64_t num_rows, int64_t in_features) {
   const int64_t steps = int8_tile_steps(in_features);
-  auto* scales = (RowScale*)prepared;
-  auto* blocks = (uint8_t*)prepared + int8_tiles_header(num_rows);
+  const Int8TilesRows rows(prepared, num_rows, in_features);
   for (int64_t row = row_begin; row < round_up(row_end, kTileBlock); ++row) {
     const float* source = hidden + row * in_features;
+    const bool exists = row < row_end;
     RowQuantizer quantizer = {};
-    if (row < row_end) {
-      quantizer = row_quantizer(source, in_features);
-      scales[row] = quantizer.scale;
-    }
+    if (exists) quantizer = row_quantizer<kInt8TilesSteps>(source, in_features);
     for (int64_t step = 0; step < steps; ++step) {
-      uint8_t* out = blocks +
+      uint8_t* out = rows.blocks +
                      ((row / kTileBlock * steps + step) * 2 + row % kTileBlock / 16) *
                          Tiles::kTileBytes +
                      row % 16 * kInt8TileDepth;
-      const int64_t k = step * kInt8TileDepth;
-      const int64_t count = row < row_end ? min_of(kInt8TileDepth, in_features - k) : 0;
+      const int64_t begin = step * kInt8TileDepth;
       for (int64_t i = 0; i < kInt8TileDepth; i += Vec::kLanes) {
-        const int64_t lanes = count - i;
+        const int64_t lanes = exists ? min_of(Vec::kLanes, in_features - begin - i) : 0;
         if (lanes <= 0) {
           __builtin_memset(out + i, 0, Vec::kLanes);
           continue;
         }
         // Lanes past the last input meet zero weights.
-        const Vec::type x = load_up_to(source + k + i, min_of(Vec::kLanes, lanes));
-        Vec::store_uint8(out + i, quantize(x, quantizer));
+        Vec::store_uint8(out + i, quantize<kInt8TilesSteps>(source, begin + i, lanes, quantizer,
+                                                            rows.excess + row * rows.capacity));
       }
     }
+    if (exists) rows.scales[row] = quantizer.scale;
   }
 }
 
@@ -102,19 +115,18 @@ void int8_tiles_compute(const Linear& linear, const LinearCall& call, int64_t ro
                         int64_t row_end, int64_t panel_begin, int64_t panel_end, void*) {
   constexpr int64_t kStepBytes = 2 * Tiles::kTileBytes;
   const Int8TilesLayout layout(linear.out_features, linear.in_features);
-  const auto* scales = (const RowScale*)call.prepared;
-  const char* blocks = (const char*)call.prepared + int8_tiles_header(call.num_rows);
+  const Int8TilesRows rows_in(call.prepared, call.num_rows, linear.in_features);
   alignas(64) int32_t acc[kTileBlock * kTileCols];
-  alignas(64) float sums[kTileBlock * kTileCols];
   Tiles::configure();
   for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
     const char* cols = layout.panel(linear.packed, panel);
     const int64_t col = panel * kTileCols;
+    const int32_t* weight_sum = layout.weight_sum(linear.packed) + col;
     PanelPrefetch prefetch(cols + layout.steps * kStepBytes,
                            panel + 1 < panel_end ? layout.steps * kStepBytes : 0,
                            ceil_div(row_end - row_begin, kTileBlock));
     for (int64_t row = row_begin; row < row_end; row += kTileBlock) {
-      const char* rows = blocks + row / kTileBlock * layout.steps * kStepBytes;
+      const char* rows = (const char*)rows_in.blocks + row / kTileBlock * layout.steps * kStepBytes;
       const int64_t num_rows = min_of(kTileBlock, row_end - row);
       Ahead ahead = prefetch.spread(layout.steps * kStepBytes / 64);
       prefetch_tile(linear, call, row, num_rows, col);
@@ -126,13 +138,19 @@ void int8_tiles_compute(const Linear& linear, const LinearCall& call, int64_t ro
         Tiles::multiply_int8();
       }
       Tiles::store(acc);
-      dequantize_tile<kTileCols, 0>(sums, acc, num_rows, scales + row,
-                                 layout.weight_scale(linear.packed) + col,
-                                 layout.weight_sum(linear.packed) + col);
+      for (int64_t r = 0; r < num_rows; ++r)
+        for (int64_t half = 0; half < 2; ++half)
+          correct_sums<16, 0>(
+              acc + r * kTileCols + half * 16, rows_in.scales[row + r], weight_sum + half * 16,
+              rows_in.excess + (row + r) * rows_in.capacity, [&](int64_t group) {
+                constexpr int64_t kGroups = kInt8TileDepth / kGroup;
+                return (const int8_t*)cols + group / kGroups * kStepBytes +
+                       half * Tiles::kTileBytes + group % kGroups * 16 * kGroup;
+              });
       finish_tile(linear, call,
-                  {sums, kTileCols, row, num_rows, col,
-                   min_of(kTileCols, linear.out_features - col)},
-                  false);
+                  {row, num_rows, col, min_of(kTileCols, linear.out_features - col)},
+                  Int8Sums<kTileCols>{acc, rows_in.scales + row,
+                                      layout.weight_scale(linear.packed) + col});
     }
   }
   Tiles::release();

@@ -1,49 +1,108 @@
 // quantize.h: rows of activations to 8 bits, each with its own scale and zero point, and rows of
 // weights to int8 with a scale per output feature.
 //
-// activation = act_scale * (q - zero_point), q in 0..255, zero_point a whole number in 0..255, so
-// that 0 stays 0 and the correction for the zero point is an exact integer. All 256 steps cover the
-// row's own range, which after GELU is far from symmetric.
-// Every step is one float32 operation with a fixed order: equal bytes on every path.
+// activation = act_scale * (q + excess - zero_point), q in 0..kSteps. All steps cover the row's own
+// range, which after GELU is far from symmetric; zero_point is a whole number, so that 0 stays 0
+// and the correction for it is an exact integer.
+// A few values of a row are far from the others (BERT's outlier features, and neurons that fire).
+// They would make the steps coarse for all: the range therefore ends at kClip times the root mean
+// square of the row, and what a value has beyond is its excess, a whole number of steps, multiplied
+// on its own. Nothing saturates. No row has more than 1 / kClip^2 such values (Chebyshev).
+// Every step is one float32 operation with a fixed order: equal integers on every path of the same
+// kSteps.
 #pragma once
 
 #include "layer_norm.h"
 
 namespace {
 
+constexpr float kClip = 4.0f;
+constexpr int64_t kGroup = 4;  // inputs that lie side by side for one output, one 32-bit lane
+
 struct RowScale {
   float act_scale;
   int32_t zero_point;
+  int32_t num_excess;
 };
+
+struct Excess {
+  uint16_t input;
+  int16_t steps;  // within kSteps * sqrt(65536) / kClip
+};
+
+// 1 / 15 and one more: room for the rounding of the root mean square.
+inline int64_t max_excess(int64_t in_features) { return in_features / 15 + 1; }
 
 struct RowQuantizer {
   float steps_per_unit;
   float zero_point;
+  float limit;  // values beyond have an excess
   RowScale scale;
 };
 
-inline RowQuantizer row_quantizer(const float* row, int64_t size) {
-  Vec::type low = Vec::zero(), high = Vec::zero(), poison = Vec::zero();
-  for (int64_t c = 0; c < size; c += Vec::kLanes) {
-    const Vec::type x = load_up_to(row + c, min_of(Vec::kLanes, size - c));
-    low = Vec::min(low, x);
-    high = Vec::max(high, x);
-    poison = Vec::fma(x, Vec::zero(), poison);  // becomes NaN where x is NaN or infinite
-  }
-  const float lowest = Vec::reduce_min(low), range = Vec::reduce_max(high) - lowest;
-  const float bad = Vec::reduce_add(poison);
-  if (bad != 0.0f || !(range < 3.0e38f)) return {0.0f, 0.0f, {__builtin_nanf(""), 0}};
-  if (range < 1e-30f) return {0.0f, 0.0f, {0.0f, 0}};  // all but zeros
-  const float steps_per_unit = 255.0f / range;
-  const float zero_point = __builtin_rintf(-lowest * steps_per_unit);
-  return {steps_per_unit, zero_point, {range / 255.0f, (int32_t)zero_point}};
+inline bool all_finite(const float* row, int64_t size) {
+  Vec::type poison = Vec::zero();  // becomes NaN where a value is NaN or infinite
+  for (int64_t c = 0; c < size; c += Vec::kLanes)
+    poison = Vec::fma(load_up_to(row + c, min_of(Vec::kLanes, size - c)), Vec::zero(), poison);
+  return Vec::reduce_add(poison) == 0.0f;
 }
 
-// q of one vector, as whole numbers in float.
-inline Vec::type quantize(Vec::type x, const RowQuantizer& row) {
-  const Vec::type steps = Vec::round(Vec::mul(x, Vec::broadcast(row.steps_per_unit)));
-  const Vec::type shifted = Vec::add(steps, Vec::broadcast(row.zero_point));
-  return Vec::max(Vec::zero(), Vec::min(Vec::broadcast(255.0f), shifted));
+template <int kSteps>
+inline RowQuantizer row_quantizer(const float* row, int64_t size) {
+  // Sixteen sums of squares, added up in one order: the same on paths of 4, 8 and 16 lanes.
+  constexpr int kParts = 16 / Vec::kLanes;
+  Vec::type sums[kParts], low = Vec::zero(), high = Vec::zero();
+  for (int p = 0; p < kParts; ++p) sums[p] = Vec::zero();
+  const auto add = [&](int p, Vec::type x) {
+    sums[p] = Vec::add(sums[p], Vec::mul(x, x));
+    low = Vec::min(low, x);
+    high = Vec::max(high, x);
+  };
+  int64_t c = 0;
+  for (; c + 16 <= size; c += 16)
+    for (int p = 0; p < kParts; ++p) add(p, Vec::load(row + c + p * Vec::kLanes));
+  for (int p = 0; c < size; ++p, c += Vec::kLanes)
+    add(p, load_up_to(row + c, min_of(Vec::kLanes, size - c)));
+  float lanes[16];
+  for (int p = 0; p < kParts; ++p) Vec::store(lanes + p * Vec::kLanes, sums[p]);
+  for (int half = 8; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+
+  const float squares = lanes[0], infinity = __builtin_inff();
+  const RowQuantizer undefined = {0.0f, 0.0f, infinity, {__builtin_nanf(""), 0, 0}};
+  if (!(squares < infinity) && !all_finite(row, size)) return undefined;
+  // Squares of tiny values vanish and those of huge ones overflow: such rows have no limit.
+  const float limit = squares > 1e-30f ? kClip * __builtin_sqrtf(squares / (float)size) : infinity;
+  const float smallest = Vec::reduce_min(low), largest = Vec::reduce_max(high);
+  const float lowest = smallest > -limit ? smallest : -limit;
+  const float highest = largest < limit ? largest : limit;
+  const float range = highest - lowest;
+  if (!(range < 3.0e38f)) return undefined;
+  if (range < 1e-30f) return {0.0f, 0.0f, infinity, {0.0f, 0, 0}};  // all but zeros
+  const float steps_per_unit = (float)kSteps / range;
+  const float zero_point = __builtin_rintf(-lowest * steps_per_unit);
+  return {steps_per_unit, zero_point, limit, {range / (float)kSteps, (int32_t)zero_point, 0}};
+}
+
+// Quantises inputs begin..begin+lanes of a row: returns q as whole numbers in float, appends what is
+// beyond to `excess` and counts it in row.scale.
+template <int kSteps>
+inline Vec::type quantize(const float* source, int64_t begin, int64_t lanes, RowQuantizer& row,
+                          Excess* excess) {
+  const Vec::type x = load_up_to(source + begin, lanes);
+  const Vec::type steps = Vec::add(Vec::round(Vec::mul(x, Vec::broadcast(row.steps_per_unit))),
+                                   Vec::broadcast(row.zero_point));
+  const Vec::type q = Vec::max(Vec::zero(), Vec::min(Vec::broadcast((float)kSteps), steps));
+  uint32_t beyond = Vec::exceed(x, Vec::broadcast(row.limit));
+  if (__builtin_expect(beyond != 0, 0)) {
+    float rest[Vec::kLanes];
+    Vec::store(rest, Vec::sub(steps, q));
+    for (; beyond; beyond &= beyond - 1) {
+      const int lane = __builtin_ctz(beyond);
+      excess[row.scale.num_excess++] = {(uint16_t)(begin + lane), (int16_t)rest[lane]};
+    }
+  }
+  return q;
 }
 
 // weight = weight_scale * q, q in -127..127: calls store(k, q), returns weight_scale; `sum` gets the
@@ -66,19 +125,35 @@ inline float quantize_weight_row(const float* weight, int64_t size, int32_t* sum
   return largest / 127.0f;
 }
 
-// Exact sums of a tile of kCols outputs, of activations less kShift, to float32.
-template <int64_t kCols, int kShift>
-inline void dequantize_tile(float* out, const int32_t* acc, int64_t rows, const RowScale* scales,
-                            const float* weight_scale, const int32_t* weight_sum) {
-  for (int64_t r = 0; r < rows; ++r) {
-    int32_t exact[kCols];
-    for (int64_t c = 0; c < kCols; ++c)
-      exact[c] = acc[r * kCols + c] - (scales[r].zero_point - kShift) * weight_sum[c];
-    const Vec::type act_scale = Vec::broadcast(scales[r].act_scale);
-    for (int64_t c = 0; c < kCols; c += Vec::kLanes)
-      Vec::store(out + r * kCols + c, Vec::mul(Vec::load_int32(exact + c),
-                                               Vec::mul(act_scale, Vec::load(weight_scale + c))));
+// One row of a tile of kCols sums of q * weight, q less kShift, to sums of whole activations:
+// without the zero point, with the excess. `weights`: [in_features / kGroup][kCols][kGroup].
+template <int64_t kCols, int kShift, typename Group>
+inline void correct_sums(int32_t* acc, const RowScale& scale, const int32_t* weight_sum,
+                         const Excess* excess, Group group) {
+  const int32_t offset = scale.zero_point - kShift;
+  for (int64_t c = 0; c < kCols; ++c) acc[c] -= offset * weight_sum[c];
+  for (int32_t i = 0; i < scale.num_excess; ++i) {
+    const int64_t input = excess[i].input;
+    const int32_t steps = excess[i].steps;
+    const int up = 24 - 8 * (int)(input % kGroup);  // the input's byte to the top of its lane
+    const int8_t* bytes = group(input / kGroup);
+    uint32_t lanes[kCols];
+    __builtin_memcpy(lanes, bytes, sizeof lanes);
+    for (int64_t c = 0; c < kCols; ++c) acc[c] += ((int32_t)(lanes[c] << up) >> 24) * steps;
   }
 }
+
+// What the epilogue starts from: exact sums, to float32.
+template <int64_t kCols>
+struct Int8Sums {
+  const int32_t* acc;      // (rows, kCols)
+  const RowScale* scales;  // of the tile's rows
+  const float* weight_scale;
+  Vec::type operator()(int64_t r, int64_t c, int64_t) const {
+    const Vec::type scale =
+        Vec::mul(Vec::broadcast(scales[r].act_scale), Vec::load(weight_scale + c));
+    return Vec::mul(Vec::load_int32(acc + r * kCols + c), scale);
+  }
+};
 
 }  // namespace

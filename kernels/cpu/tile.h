@@ -87,6 +87,17 @@ inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
+inline Vec::type load_up_to(const float* p, int64_t lanes) {
+  return lanes == Vec::kLanes ? Vec::load(p) : Vec::load_partial(p, lanes);
+}
+
+inline void store_up_to(float* p, Vec::type x, int64_t lanes) {
+  if (lanes == Vec::kLanes)
+    Vec::store(p, x);
+  else
+    Vec::store_partial(p, x, lanes);
+}
+
 // Rows begin..end in tiles of at most kTileRows, as equal as possible: 19 rows are 5 + 5 + 5 + 4,
 // not 6 + 6 + 6 + 1, because a tile of one row waits for the latency of its two chains.
 template <typename Function>

@@ -55,6 +55,10 @@ struct Vec {
   static type select_less(type x, type y, type a, type b) {
     return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, y, _CMP_LT_OQ));
   }
+  // Bit i: the magnitude of x exceeds that of a positive limit in lane i.
+  static uint32_t exceed(type x, type limit) {
+    return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(abs(x), limit, _CMP_GT_OQ));
+  }
   static float reduce_add(type x) {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
@@ -76,12 +80,6 @@ struct Vec {
   }
   static type load_float16(const uint16_t* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
-  }
-  // Whole numbers in float, -32768..32767, to int16.
-  static void store_int16(int16_t* p, type x) {
-    const __m256i wide = _mm256_cvtps_epi32(x);
-    _mm_storeu_si128((__m128i*)p, _mm_packs_epi32(_mm256_castsi256_si128(wide),
-                                                  _mm256_extracti128_si256(wide, 1)));
   }
   // Whole numbers in float, 0..255, to uint8.
   static void store_uint8(uint8_t* p, type x) {

@@ -50,6 +50,9 @@ struct Vec {
   static type select_less(type x, type y, type a, type b) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, y, _CMP_LT_OQ), b, a);
   }
+  static uint32_t exceed(type x, type limit) {
+    return _mm512_cmp_ps_mask(abs(x), limit, _CMP_GT_OQ);
+  }
   static float reduce_add(type x) {
     const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
@@ -64,9 +67,6 @@ struct Vec {
   }
   static type load_float16(const uint16_t* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
-  }
-  static void store_int16(int16_t* p, type x) {
-    _mm256_storeu_si256((__m256i*)p, _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(x)));
   }
   static void store_uint8(uint8_t* p, type x) {
     _mm_storeu_si128((__m128i*)p, _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(x)));

@@ -56,6 +56,10 @@ struct Vec {
   static type select_less(type x, type y, type a, type b) {
     return vbslq_f32(vcltq_f32(x, y), a, b);
   }
+  static uint32_t exceed(type x, type limit) {
+    const uint32_t bit[4] = {1, 2, 4, 8};
+    return vaddvq_u32(vandq_u32(vcgtq_f32(vabsq_f32(x), limit), vld1q_u32(bit)));
+  }
   // Halves are folded onto each other, as on x86.
   static float reduce_add(type x) {
     const float32x2_t two = vadd_f32(vget_low_f32(x), vget_high_f32(x));

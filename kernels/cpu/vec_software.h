@@ -100,6 +100,12 @@ struct SoftwareVec {
   static type select_less(const type& x, const type& y, const type& a, const type& b) {
     return each([&](int i) { return x.lane[i] < y.lane[i] ? a.lane[i] : b.lane[i]; });
   }
+  static uint32_t exceed(const type& x, const type& limit) {
+    uint32_t bits = 0;
+    for (int i = 0; i < kWidth; ++i)
+      bits |= (uint32_t)(__builtin_fabsf(x.lane[i]) > limit.lane[i]) << i;
+    return bits;
+  }
   // Halves are folded onto each other, the order of the vector instruction sets.
   static float reduce_add(type x) {
     for (int half = kWidth / 2; half > 0; half /= 2)
@@ -128,9 +134,6 @@ struct SoftwareVec {
   }
   static type load_float16(const uint16_t* p) {
     return each([&](int i) { return widen_float16(p[i]); });
-  }
-  static void store_int16(int16_t* p, const type& x) {
-    for (int i = 0; i < kWidth; ++i) p[i] = (int16_t)x.lane[i];
   }
   static void store_uint8(uint8_t* p, const type& x) {
     for (int i = 0; i < kWidth; ++i) p[i] = (uint8_t)x.lane[i];

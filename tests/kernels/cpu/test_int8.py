@@ -13,15 +13,41 @@ from minibert.kernels.cpu import loader
 SHAPES = [(1, 1, 1), (1, 384, 384), (5, 33, 67), (19, 96, 384), (100, 40, 1536), (7, 17, 3)]
 
 
-def quantize_rows(x: Any) -> tuple[Any, Any, Any]:
-    """float32 rows to (q, act_scale, zero_point), one NumPy operation per step of the kernel."""
-    low = np.minimum(x.min(axis=1), 0).astype(np.float32)
-    high = np.maximum(x.max(axis=1), 0).astype(np.float32)
+CLIP = np.float32(4)
+
+
+def steps_of(isa: str) -> int:
+    """Largest quantised activation: 127 where two products must fit an int16."""
+    return 127 if isa in ("avx2", "avx512") else 255
+
+
+def limit_of(x: Any) -> Any:
+    """CLIP times the root mean square of each row, summed in the kernel's order."""
+    padded = np.zeros((len(x), -(-x.shape[1] // 16) * 16), np.float32)
+    with np.errstate(over="ignore"):
+        padded[:, : x.shape[1]] = x * x
+    lanes = np.zeros((len(x), 16), np.float32)
+    for begin in range(0, padded.shape[1], 16):
+        lanes += padded[:, begin : begin + 16]
+    while lanes.shape[1] > 1:
+        half = lanes.shape[1] // 2
+        lanes = lanes[:, :half] + lanes[:, half:]
+    squares = np.where(lanes[:, 0] > np.float32(1e-30), lanes[:, 0], np.float32(np.inf))
+    return CLIP * np.sqrt(squares / np.float32(x.shape[1]))
+
+
+def quantize_rows(x: Any, steps: int) -> tuple[Any, Any]:
+    """float32 rows to (whole steps from zero, act_scale), one NumPy operation per kernel's step."""
+    limit = limit_of(x)
+    low = np.maximum(np.minimum(x.min(axis=1), 0), -limit).astype(np.float32)
+    high = np.minimum(np.maximum(x.max(axis=1), 0), limit).astype(np.float32)
     spread = high - low
-    steps = np.divide(np.float32(255), spread, where=spread > 0, out=np.zeros_like(spread))
-    zero_point = np.rint(-low * steps)
-    q = np.clip(np.rint(x * steps[:, None]) + zero_point[:, None], 0, 255)
-    return q.astype(np.int64), spread / np.float32(255), zero_point.astype(np.int64)
+    per_unit = np.divide(np.float32(steps), spread, where=spread > 0, out=np.zeros_like(spread))
+    zero_point = np.rint(-low * per_unit)[:, None]
+    whole = np.rint(x * per_unit[:, None]) + zero_point
+    # Within the limit both roundings together may pass the last step by one; beyond, all counts.
+    q = np.where(np.abs(x) > limit[:, None], whole, np.clip(whole, 0, steps))
+    return (q - zero_point).astype(np.int64), spread / np.float32(steps)
 
 
 def quantize_weight(weight: Any) -> tuple[Any, Any]:
@@ -30,12 +56,12 @@ def quantize_weight(weight: Any) -> tuple[Any, Any]:
     return np.rint(weight * steps[:, None]).astype(np.int64), largest / np.float32(127)
 
 
-def integers(x: Any, weight: Any, bias: Any) -> Any:
+def integers(x: Any, weight: Any, bias: Any, steps: int) -> Any:
     """What int8 must give, float32: exact integer sums, then two roundings and the bias."""
-    q, act_scale, zero_point = quantize_rows(x)
+    q, act_scale = quantize_rows(x, steps)
     weight_q, weight_scale = quantize_weight(weight)
-    acc = (q - zero_point[:, None]) @ weight_q.T
-    assert np.abs(q @ weight_q.T).max() < 2**31
+    acc = q @ weight_q.T
+    assert np.abs(acc).max() < 2**31
     scale = act_scale[:, None] * weight_scale[None, :]
     return acc.astype(np.float32) * scale + bias
 
@@ -57,7 +83,34 @@ def test_sums_are_the_exact_integers_on_every_path(
     weight = rng.standard_normal((out_features, in_features)).astype(np.float32)
     bias = rng.standard_normal(out_features).astype(np.float32)
     out = run(make_ops("int8", isa=isa), reference.put, x, weight, bias)
-    assert out.tobytes() == integers(x, weight, bias).tobytes()
+    assert out.tobytes() == integers(x, weight, bias, steps_of(isa)).tobytes()
+
+
+@pytest.mark.parametrize("in_features", [1, 16, 100, 1536, 32768])
+def test_outliers_are_exact_and_do_not_make_the_rest_coarse(
+    isa: str, make_ops: Any, reference: Any, in_features: int
+) -> None:
+    rng = np.random.default_rng(in_features)
+    x = rng.standard_normal((6, in_features)).astype(np.float32)
+    x[1, 0] = -3e4  # all but alone: the limit is as far as it can be from the others
+    x[2, -1] = 3e4
+    x[3, :: max(1, in_features // 7)] *= 100
+    x[4] *= 1e-20  # squares vanish
+    x[5] *= 1e25  # squares overflow
+    if in_features == 32768:  # as many as Chebyshev allows
+        x[3] = 1e-3
+        x[3, : 32768 // 16] = 1000 * rng.choice([-1, 1], 32768 // 16)
+    columns = rng.choice(in_features, min(in_features, 40), replace=False)
+    weight = np.zeros((len(columns), in_features), np.float32)
+    weight[np.arange(len(columns)), columns] = 127
+    out = run(make_ops("int8", isa=isa), reference.put, x, weight, np.zeros(len(columns)))
+    assert out.tobytes() == integers(x, weight, np.float32(0), steps_of(isa)).tobytes()
+    limit = np.where(np.arange(6) < 4, 4 * np.sqrt((x.astype(float) ** 2).mean(axis=1)), np.inf)
+    low, high = np.maximum(x.min(axis=1), -limit), np.minimum(x.max(axis=1), limit)
+    step = (np.maximum(high, 0) - np.minimum(low, 0)) / steps_of(isa)
+    exact = x[:, columns].astype(float)
+    # Half a step for the value and half for the zero point; 1e-6 for the float32 around the sum.
+    assert (np.abs(out / 127.0 - exact) <= 1.01 * step[:, None] + 1e-6 * np.abs(exact)).all()
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -65,21 +118,22 @@ def test_sums_are_the_exact_integers_on_every_path(
 def test_extreme_values_do_not_saturate(
     isa: str, make_ops: Any, reference: Any, sign: int, in_features: int
 ) -> None:
-    # Every product is 255 * 127 of one sign: two of them pass the largest int16.
-    x = np.full((7, in_features), 255.0, np.float32)
+    # Every product is the largest there is, of one sign.
+    steps = steps_of(isa)
+    x = np.full((7, in_features), float(steps), np.float32)
     weight = np.full((33, in_features), sign * 127.0, np.float32)
     out = run(make_ops("int8", isa=isa), reference.put, x, weight, np.zeros(33, np.float32))
-    assert (out == sign * 255 * 127 * in_features).all()
+    assert (out == sign * steps * 127 * in_features).all()
 
 
 def test_rows_of_one_sign_use_all_steps(isa: str, make_ops: Any, reference: Any) -> None:
-    # Rows such as GELU leaves: from -0.17 up. An error of half a step per value is what 256 steps
+    # Rows such as GELU leaves: from -0.17 up. An error of half a step per value is what all steps
     # over the row's range must give.
     rng = np.random.default_rng(1)
     x = np.maximum(rng.standard_normal((20, 300)), -0.17).astype(np.float32)
     weight = np.eye(300, dtype=np.float32)
     out = run(make_ops("int8", isa=isa), reference.put, x, weight, np.zeros(300, np.float32))
-    step = (x.max(axis=1) - x.min(axis=1)) / 255
+    step = (x.max(axis=1) - x.min(axis=1)) / steps_of(isa)
     # Zero point and value are rounded separately: half a step each.
     assert (np.abs(out - x) <= 1.001 * step[:, None]).all()
     assert np.abs(out - x).mean() <= 0.3 * step.mean()
@@ -112,8 +166,8 @@ def test_a_row_that_is_not_finite_gives_nan(
 
 def test_a_layer_too_deep_for_int32_is_refused(isa: str, make_ops: Any) -> None:
     ops = make_ops("int8", isa=isa)
-    with pytest.raises(DeviceError, match=r"deep.*in_features must be at most 65536.*65537"):
-        ops.prepare_linear(np.zeros((1, 65537), np.float32), None, name="deep")
+    with pytest.raises(DeviceError, match=r"deep.*in_features must be at most 32768.*32769"):
+        ops.prepare_linear(np.zeros((1, 32769), np.float32), None, name="deep")
 
 
 def test_every_path_has_int8() -> None:
