@@ -126,21 +126,37 @@ inline float quantize_weight_row(const float* weight, int64_t size, int32_t* sum
 }
 
 // One row of a tile of kCols sums of q * weight, q less kShift, to sums of whole activations:
-// without the zero point, with the excess. `weights`: [in_features / kGroup][kCols][kGroup].
+// without the zero point, with the excess. `group(g)`: the weights of inputs 4g..4g+3,
+// [kCols][kGroup].
 template <int64_t kCols, int kShift, typename Group>
 inline void correct_sums(int32_t* acc, const RowScale& scale, const int32_t* weight_sum,
                          const Excess* excess, Group group) {
+  // A vector of the compiler's that the machine has too: wider ones it keeps in memory.
+  constexpr int kWidth = Vec::kLanes < 8 ? Vec::kLanes : 8;
+  constexpr int kParts = kCols / kWidth;
+  typedef int32_t Lanes __attribute__((vector_size(kWidth * sizeof(int32_t))));
+  Lanes sums[kParts];
   const int32_t offset = scale.zero_point - kShift;
-  for (int64_t c = 0; c < kCols; ++c) acc[c] -= offset * weight_sum[c];
-  for (int32_t i = 0; i < scale.num_excess; ++i) {
-    const int64_t input = excess[i].input;
-    const int32_t steps = excess[i].steps;
-    const int up = 24 - 8 * (int)(input % kGroup);  // the input's byte to the top of its lane
-    const int8_t* bytes = group(input / kGroup);
-    uint32_t lanes[kCols];
-    __builtin_memcpy(lanes, bytes, sizeof lanes);
-    for (int64_t c = 0; c < kCols; ++c) acc[c] += ((int32_t)(lanes[c] << up) >> 24) * steps;
+#pragma GCC unroll 8
+  for (int p = 0; p < kParts; ++p) {
+    Lanes sum, weight_sums;
+    __builtin_memcpy(&sum, acc + p * kWidth, sizeof sum);
+    __builtin_memcpy(&weight_sums, weight_sum + p * kWidth, sizeof sum);
+    sums[p] = sum - weight_sums * offset;
   }
+  for (const Excess* e = excess; e < excess + scale.num_excess; ++e) {
+    const int8_t* bytes = group(e->input / kGroup);
+    const int32_t up = 24 - 8 * (e->input % kGroup);  // the input's byte to the top of its lane
+    const int32_t steps = e->steps;
+#pragma GCC unroll 8
+    for (int p = 0; p < kParts; ++p) {
+      Lanes weights;
+      __builtin_memcpy(&weights, bytes + p * sizeof weights, sizeof weights);
+      sums[p] += (weights << up >> 24) * steps;
+    }
+  }
+#pragma GCC unroll 8
+  for (int p = 0; p < kParts; ++p) __builtin_memcpy(acc + p * kWidth, &sums[p], sizeof sums[p]);
 }
 
 // What the epilogue starts from: exact sums, to float32.
