@@ -28,7 +28,10 @@ COMMON_FLAGS = [
     "-Wall",
     "-Wextra",
 ]
-COMMON = ["native", "operators", "pool", "team", "dispatch", "cpu_features", "path_portable"]
+COMMON = [
+    *("native", "operators", "weight_memory", "pool", "team", "dispatch", "cpu_features"),
+    "path_portable",
+]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 # GCC 12 takes the deliberately undefined operands of its own AVX-512 headers for mistakes.
 AVX512 = [

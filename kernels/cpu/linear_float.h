@@ -59,15 +59,22 @@ size_t float_weight_bytes(int64_t out_features, int64_t in_features) {
 template <typename Weight>
 void float_pack(void* packed, const float* weight, int64_t out_features, int64_t in_features) {
   auto* out = (typename Weight::Element*)packed;
-  // In strips of 16 inputs, so that a strip of all rows of a panel is read from cache.
   for (int64_t col = 0; col < out_features; col += kPanelCols) {
     typename Weight::Element* panel = out + col * in_features;
-    for (int64_t strip = 0; strip < in_features; strip += 16)
-      for (int64_t c = 0; c < kPanelCols; ++c)
-        for (int64_t k = strip; k < min_of(strip + 16, in_features); ++k)
-          panel[k * kPanelCols + c] = col + c < out_features
-                                          ? Weight::narrow(weight[(col + c) * in_features + k])
-                                          : Weight::narrow(0.0f);
+    const int64_t cols = min_of(kPanelCols, out_features - col);
+    float square[8 * kPanelCols];  // [8 inputs][kPanelCols]
+    for (int64_t k = 0; k < in_features; k += 8) {
+      const int64_t depth = min_of(8, in_features - k);
+      const float* source = weight + col * in_features + k;
+      __builtin_memset(square, 0, sizeof square);
+      int64_t c = 0;
+      for (; depth == 8 && c + 8 <= cols; c += 8)
+        Vec::transpose(square + c, kPanelCols, source + c * in_features, in_features);
+      for (; c < cols; ++c)
+        for (int64_t i = 0; i < depth; ++i) square[i * kPanelCols + c] = source[c * in_features + i];
+      for (int64_t i = 0; i < depth * kPanelCols; ++i)
+        panel[k * kPanelCols + i] = Weight::narrow(square[i]);
+    }
   }
 }
 

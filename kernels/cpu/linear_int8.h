@@ -49,8 +49,8 @@ void int8_pack(void* packed, const float* weight, int64_t out_features, int64_t 
     const int64_t column = col % kInt8PanelCols;
     layout.weight_scale(packed)[col] = quantize_weight_row(
         weight + col * in_features, in_features, layout.weight_sum(packed) + col,
-        [&](int64_t k, int8_t q) {
-          panel[(k / kGroup * kInt8PanelCols + column) * kGroup + k % kGroup] = q;
+        [&](int64_t group, const int8_t* q) {
+          __builtin_memcpy(panel + (group * kInt8PanelCols + column) * kGroup, q, kGroup);
         });
   }
 }

@@ -50,9 +50,11 @@ void int8_tiles_pack(void* packed, const float* weight, int64_t out_features,
     const int64_t tile = col % kTileCols / 16;
     layout.weight_scale(packed)[col] = quantize_weight_row(
         weight + col * in_features, in_features, layout.weight_sum(packed) + col,
-        [&](int64_t k, int8_t q) {
-          panel[(k / kInt8TileDepth * 2 + tile) * Tiles::kTileBytes +
-                k % kInt8TileDepth / 4 * 64 + col % 16 * 4 + k % 4] = q;
+        [&](int64_t group, const int8_t* q) {
+          constexpr int64_t kGroups = kInt8TileDepth / kGroup;
+          __builtin_memcpy(panel + (group / kGroups * 2 + tile) * Tiles::kTileBytes +
+                               (group % kGroups * 16 + col % 16) * kGroup,
+                           q, kGroup);
         });
   }
 }

@@ -9,6 +9,7 @@
 
 #include "kernels.h"
 #include "team.h"
+#include "weight_memory.h"
 
 namespace minibert {
 
@@ -43,7 +44,8 @@ struct PackedLinear {
                int64_t out_features, int64_t in_features, const float* bias);
   Linear linear;
   size_t bytes() const { return packed.bytes() + bias.bytes(); }
-  Buffer packed, bias;
+  WeightMemory packed;
+  Buffer bias;
 };
 
 void linear(Stream& stream, const PackedLinear& weights, LinearCall call);

@@ -105,21 +105,32 @@ inline Vec::type quantize(const float* source, int64_t begin, int64_t lanes, Row
   return q;
 }
 
-// weight = weight_scale * q, q in -127..127: calls store(k, q), returns weight_scale; `sum` gets the
-// sum of q.
+// weight = weight_scale * q, q in -127..127: calls store(g, four values) for each group of kGroup
+// inputs, the last one filled with zeros; returns weight_scale; `sum` gets the sum of q.
 template <typename Store>
 inline float quantize_weight_row(const float* weight, int64_t size, int32_t* sum, Store store) {
-  float largest = 0.0f;
-  for (int64_t k = 0; k < size; ++k) {
-    const float magnitude = __builtin_fabsf(weight[k]);
-    largest = magnitude > largest ? magnitude : largest;
-  }
-  const float steps_per_unit = largest > 1e-30f ? 127.0f / largest : 0.0f;
+  constexpr int64_t kStrip = 64;
+  Vec::type largest_lanes = Vec::zero();
+  for (int64_t k = 0; k < size; k += Vec::kLanes)
+    largest_lanes = Vec::max(
+        largest_lanes, Vec::abs(load_up_to(weight + k, min_of(Vec::kLanes, size - k))));
+  const float largest = Vec::reduce_max(largest_lanes);
+  const Vec::type steps_per_unit = Vec::broadcast(largest > 1e-30f ? 127.0f / largest : 0.0f);
   int32_t total = 0;
-  for (int64_t k = 0; k < size; ++k) {
-    const int32_t step = (int32_t)__builtin_rintf(weight[k] * steps_per_unit);
-    store(k, (int8_t)step);
-    total += step;
+  for (int64_t begin = 0; begin < size; begin += kStrip) {
+    float rounded[kStrip];
+    int8_t q[kStrip];
+    for (int64_t k = 0; k < kStrip; k += Vec::kLanes) {
+      const int64_t lanes = min_of(Vec::kLanes, size - begin - k);
+      const Vec::type x = lanes > 0 ? load_up_to(weight + begin + k, lanes) : Vec::zero();
+      Vec::store(rounded + k, Vec::round(Vec::mul(x, steps_per_unit)));
+    }
+    for (int64_t k = 0; k < kStrip; ++k) {
+      q[k] = (int8_t)(int32_t)rounded[k];
+      total += q[k];
+    }
+    for (int64_t k = 0; k < min_of(kStrip, size - begin); k += kGroup)
+      store((begin + k) / kGroup, q + k);
   }
   *sum = total;
   return largest / 127.0f;

@@ -19,7 +19,10 @@ from minibert.kernels import cpu
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 MISSING = [tool for tool in (COMPILER, EMULATOR) if shutil.which(tool) is None]
 SOURCE = Path(cpu.__file__).parent
-COMMON = ("operators", "pool", "team", "dispatch", "cpu_features", "path_portable")
+COMMON = (
+    *("operators", "weight_memory", "pool", "team", "dispatch", "cpu_features"),
+    "path_portable",
+)
 PATHS = {
     "neon": ("path_neon", ()),
     "neon-dotprod": ("path_neon_dotprod", ("-march=armv8.2-a+dotprod",)),
