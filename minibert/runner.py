@@ -310,6 +310,7 @@ def make_runner(
     """
     config = loaded.config
     parameters = model.prepare(ops, loaded.weights, config)
+    loaded.weights.release()
 
     def scratch_bytes(num_tokens: int, max_seqlen: int, num_seqs: int) -> int:
         shape = model.forward_shape(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from minibert.errors import WeightsError
-from minibert.weights.tensors import open_tensors, to_float32
+from minibert.weights.tensors import open_tensors, release, to_float32
 
 VALUES = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -226,3 +227,22 @@ def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").mkdir()
     with pytest.raises(WeightsError, match="neither"):
         open_tensors(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident pages are counted by Linux")
+def test_released_pages_are_given_back_and_read_again(tmp_path: Path) -> None:
+    def resident_mb() -> float:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssFile")) / 1024
+
+    values = np.random.default_rng(0).standard_normal((3, 1 << 20)).astype(np.float32)
+    save_file({"a": values, "b": values[:, :5].copy()}, tmp_path / "model.safetensors")
+    mapped = open_tensors(tmp_path)["a"].data
+    before = resident_mb()
+    assert float(mapped.sum()) == float(values.sum())
+    touched = resident_mb()
+    assert touched - before > 10
+    release(mapped)
+    assert touched - resident_mb() > 10
+    assert np.array_equal(mapped, values)
+    release(values)  # not mapped: nothing to do

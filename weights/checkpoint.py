@@ -19,7 +19,13 @@ from minibert.config import EncoderConfig
 from minibert.errors import WeightsError
 from minibert.weights.names import LEGACY_NORM_NAMES, NAME_TABLES, NameTable
 from minibert.weights.stored import read_quantized
-from minibert.weights.tensors import FLOAT_DTYPES, TensorFiles, open_tensors, to_float32
+from minibert.weights.tensors import (
+    FLOAT_DTYPES,
+    TensorFiles,
+    open_tensors,
+    release,
+    to_float32,
+)
 
 Float32 = NDArray[np.float32]
 
@@ -86,6 +92,11 @@ class EncoderWeights:
     def num_parameters(self) -> int:
         """How many numbers the encoder has."""
         return sum(array.size for array in _arrays(self))
+
+    def release(self) -> None:
+        """Let go of the pages of mapped files, once a device has laid the weights out."""
+        for array in _arrays(self):
+            release(array)
 
     @property
     def quantized(self) -> bool:
@@ -283,6 +294,7 @@ class _Reader:
             )
         values = to_float32(entry)
         require_finite(f"{entry.file}: {full}", values)
+        release(entry.data)
         self.taken.add(full)
         self.dtypes.add(entry.dtype)
         return values

@@ -9,6 +9,7 @@ https://huggingface.co/docs/safetensors
 from __future__ import annotations
 
 import json
+import mmap
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -101,6 +102,26 @@ def to_float32(entry: TensorEntry) -> NDArray[np.float32]:
     if entry.dtype == "BF16":
         return (entry.data.astype(np.uint32) << 16).view(np.float32)
     return entry.data.astype(np.float32, copy=False)
+
+
+def release(array: NDArray[Any]) -> None:
+    """Let go of the memory pages of a mapped array; they are read again when they are used again.
+
+    Checking a checkpoint touches all of it, computing only what was not packed and the rows of
+    the embedding tables that texts ask for. Does nothing to an array that is not mapped, or where
+    the system has no madvise.
+    """
+    owner: Any = array
+    while owner is not None and not isinstance(owner, np.memmap):
+        owner = getattr(owner, "base", None)
+    mapping: mmap.mmap | None = getattr(owner, "_mmap", None)
+    if mapping is None or not hasattr(mmap, "MADV_DONTNEED") or not array.flags.c_contiguous:
+        return
+    begin = array.ctypes.data - np.frombuffer(mapping, np.uint8).ctypes.data
+    first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (begin + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if last > first:
+        mapping.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 def _open_sharded(index: Path) -> TensorFiles:
