@@ -310,7 +310,7 @@ def test_shapes_that_do_not_fit_are_refused(ops: CpuOps) -> None:
             running.linear(CpuArray(memory, 2, 8), weights, residual=nine)
         with pytest.raises(InputError, match="hidden must have 8 columns, got 9"):
             running.layer_norm(nine, norm)
-        with pytest.raises(InputError, match=r"qkv must be \(2, 24\)"):
+        with pytest.raises(InputError, match="qkv must have 24 columns"):
             running.attention(nine, batch, num_heads=1, head_dim=8, softmax_scale=1.0)
         with pytest.raises(InputError, match="head_dim must be a multiple of 8"):
             running.attention(nine, batch, num_heads=1, head_dim=3, softmax_scale=1.0)

@@ -45,7 +45,9 @@ struct LinearKernel {
   int64_t max_in_features;  // where an exact integer sum would overflow; 0: no limit
   size_t (*weight_bytes)(int64_t out_features, int64_t in_features);
   void (*pack)(void* packed, const float* weight, int64_t out_features, int64_t in_features);
-  // Formats that quantise or split the activations do it once per call, in blocks of block_rows.
+  // Formats that quantise or split the activations do it once per call, in jobs of a multiple of
+  // prepare_rows rows.
+  int64_t prepare_rows;
   size_t (*prepared_bytes)(int64_t num_rows, int64_t in_features);  // null: hidden is used as it is
   void (*prepare)(void* prepared, const float* hidden, int64_t row_begin, int64_t row_end,
                   int64_t num_rows, int64_t in_features);
@@ -57,6 +59,7 @@ struct LinearKernel {
 struct EmbedTable {
   const int32_t* ids;   // (num_tokens,)
   const float* weight;  // (num_rows, hidden_size), null where the family has no such table
+  int64_t num_rows;
 };
 
 struct Norm {

@@ -126,6 +126,7 @@ constexpr minibert::LinearKernel float_kernel(const char* format) {
           0,
           float_weight_bytes<Weight>,
           float_pack<Weight>,
+          1,
           nullptr,
           nullptr,
           float_scratch_bytes<Weight>,

@@ -169,7 +169,8 @@ void int8_compute(const Linear& linear, const LinearCall& call, int64_t row_begi
 }
 
 constexpr minibert::LinearKernel kInt8Kernel = {
-    "int8",      kInt8PanelCols,      kInt8BlockRows, kInt8MaxInFeatures, int8_weight_bytes,
-    int8_pack,   int8_prepared_bytes, int8_prepare,   int8_scratch_bytes, int8_compute};
+    "int8",    kInt8PanelCols, kInt8BlockRows,      kInt8MaxInFeatures, int8_weight_bytes,
+    int8_pack, 1,              int8_prepared_bytes, int8_prepare,       int8_scratch_bytes,
+    int8_compute};
 
 }  // namespace

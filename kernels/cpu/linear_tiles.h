@@ -159,6 +159,7 @@ constexpr minibert::LinearKernel tiles_kernel(const char* format) {
           0,
           tiles_weight_bytes<kParts>,
           tiles_pack<kParts>,
+          kTileBlock,
           tiles_prepared_bytes<kParts>,
           tiles_prepare<kParts>,
           tiles_scratch_bytes,

@@ -1,94 +1,18 @@
-// native.cpp: the Python module minibert.kernels.cpu._native, in the limited API of CPython 3.10.
+// native.cpp: the Python module minibert.kernels.cpu._native, in the limited API of CPython 3.10:
+// operators one by one. Whole forward passes are in native_program.cpp.
 //
 // Arrays come as addresses (int) and sizes: their owner, minibert/ops/cpu.py, has checked them. The
 // buffer protocol joined the limited API only with 3.11. Streams and packed weights are capsules,
 // freed with their last reference. Every operator releases the GIL.
-#define Py_LIMITED_API 0x030A0000
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#include <unistd.h>
+#include "native.h"
 
-#include <cstring>
-#include <new>
-#include <stdexcept>
-#include <string>
+#include <vector>
 
 #include "dispatch.h"
-#include "operators.h"
 
 namespace {
 
 using namespace minibert;
-
-constexpr char kStreamName[] = "minibert.stream";
-constexpr char kLinearName[] = "minibert.linear";
-
-// Reads positional arguments one after the other; after a first error the rest are zeros.
-class Arguments {
- public:
-  Arguments(PyObject* const* values, Py_ssize_t count, Py_ssize_t expected)
-      : values_(values), ok_(count == expected) {
-    if (!ok_) PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", expected, count);
-  }
-  bool ok() const { return ok_; }
-  int64_t integer() {
-    if (!ok_) return 0;
-    const long long value = PyLong_AsLongLong(values_[next_++]);
-    if (value == -1 && PyErr_Occurred()) ok_ = false;
-    return value;
-  }
-  template <typename T>
-  T* address() {
-    if (!ok_) return nullptr;
-    void* value = PyLong_AsVoidPtr(values_[next_++]);
-    if (value == nullptr && PyErr_Occurred()) ok_ = false;
-    return static_cast<T*>(value);
-  }
-  float number() {
-    if (!ok_) return 0.0f;
-    const double value = PyFloat_AsDouble(values_[next_++]);
-    if (value == -1.0 && PyErr_Occurred()) ok_ = false;
-    return static_cast<float>(value);
-  }
-  template <typename T>
-  T* capsule(const char* name) {
-    if (!ok_) return nullptr;
-    void* value = PyCapsule_GetPointer(values_[next_++], name);
-    if (value == nullptr) ok_ = false;
-    return static_cast<T*>(value);
-  }
-  PyObject* object() { return ok_ ? values_[next_++] : nullptr; }
-
- private:
-  PyObject* const* values_;
-  Py_ssize_t next_ = 0;
-  bool ok_;
-};
-
-// Runs the function without the GIL and turns C++ exceptions into Python ones.
-template <typename Function>
-bool without_gil(Function function) {
-  const char* memory = nullptr;
-  std::string invalid;
-  PyThreadState* state = PyEval_SaveThread();
-  try {
-    function();
-  } catch (const std::bad_alloc&) {
-    memory = "out of memory in a CPU kernel";
-  } catch (const std::exception& error) {
-    invalid = error.what();
-  }
-  PyEval_RestoreThread(state);
-  if (memory != nullptr) PyErr_SetString(PyExc_MemoryError, memory);
-  if (!invalid.empty()) PyErr_SetString(PyExc_ValueError, invalid.c_str());
-  return memory == nullptr && invalid.empty();
-}
-
-template <typename Function>
-PyObject* none_after(const Arguments& arguments, Function function) {
-  if (!arguments.ok() || !without_gil(function)) return nullptr;
-  Py_RETURN_NONE;
-}
 
 const Kernels* kernels_at(int64_t index) {
   int count = 0;
@@ -123,21 +47,10 @@ PyObject* py_paths(PyObject*, PyObject*) {
   return list;
 }
 
-struct OwnedStream {
-  OwnedStream(const Kernels* kernels, int threads) : stream(kernels, threads), pid(getpid()) {}
-  Stream stream;
-  pid_t pid;
-};
-
 void free_stream(PyObject* capsule) {
   auto* owned = static_cast<OwnedStream*>(PyCapsule_GetPointer(capsule, kStreamName));
   // After a fork the child has the object but not its threads: joining them would wait forever.
   if (owned != nullptr && owned->pid == getpid()) delete owned;
-}
-
-Stream* stream_of(Arguments& arguments) {
-  auto* owned = arguments.capsule<OwnedStream>(kStreamName);
-  return owned == nullptr ? nullptr : &owned->stream;
 }
 
 // stream(path, num_threads) -> capsule
@@ -208,14 +121,6 @@ PyObject* py_linear(PyObject*, PyObject* const* values, Py_ssize_t count) {
   return none_after(a, [&] { linear(*stream, *packed, call); });
 }
 
-Norm norm_of(Arguments& a) {
-  Norm norm;
-  norm.weight = a.address<const float>();
-  norm.bias = a.address<const float>();
-  norm.eps = a.number();
-  return norm;
-}
-
 // layer_norm(stream, out, hidden, weight, bias or 0, eps, num_rows, hidden_size)
 PyObject* py_layer_norm(PyObject*, PyObject* const* values, Py_ssize_t count) {
   Arguments a(values, count, 8);
@@ -230,29 +135,21 @@ PyObject* py_layer_norm(PyObject*, PyObject* const* values, Py_ssize_t count) {
 // embed(stream, out, ids, table, num_rows, [three times], weight or 0, bias or 0, eps, num_tokens,
 //       hidden_size) -> -1, or 3 * token + table of the first id outside its table
 PyObject* py_embed(PyObject*, PyObject* const* values, Py_ssize_t count) {
-  constexpr int kTables = 3;
+  constexpr int kTables = kNumTables;
   Arguments a(values, count, 2 + 3 * kTables + 5);
   Stream* stream = stream_of(a);
   auto* out = a.address<float>();
   EmbedTable tables[kTables];
-  int64_t table_rows[kTables];
   for (int t = 0; t < kTables; ++t) {
     tables[t].ids = a.address<const int32_t>();
     tables[t].weight = a.address<const float>();
-    table_rows[t] = a.integer();
+    tables[t].num_rows = a.integer();
   }
   const Norm norm = norm_of(a);
   const int64_t num_tokens = a.integer(), hidden_size = a.integer();
   int64_t outside = -1;
   if (!a.ok() || !without_gil([&] {
-        for (int64_t i = 0; i < num_tokens && outside < 0; ++i) {
-          for (int t = 0; t < kTables; ++t) {
-            if (tables[t].weight == nullptr) continue;
-            const int32_t id = tables[t].ids[i];
-            if (id < 0 || id >= table_rows[t]) outside = kTables * i + t;
-          }
-        }
-        if (outside < 0) embed(*stream, out, tables, kTables, norm, num_tokens, hidden_size);
+        outside = embed(*stream, out, tables, kTables, norm, num_tokens, hidden_size);
       })) {
     return nullptr;
   }
@@ -302,12 +199,7 @@ PyObject* py_copy_columns(PyObject*, PyObject* const* values, Py_ssize_t count) 
   const int64_t out_cols = a.integer(), first_col = a.integer();
   const auto* in = a.address<const float>();
   const int64_t in_cols = a.integer(), num_rows = a.integer();
-  return none_after(a, [&] {
-    for (int64_t row = 0; row < num_rows; ++row) {
-      std::memcpy(out + row * out_cols + first_col, in + row * in_cols,
-                  sizeof(float) * static_cast<size_t>(in_cols));
-    }
-  });
+  return none_after(a, [&] { copy_columns(out, out_cols, first_col, in, in_cols, num_rows); });
 }
 
 // elementwise(path, values, count, activation): in place; activation -1 is exp. For tests.
@@ -326,15 +218,7 @@ PyObject* py_elementwise(PyObject*, PyObject* const* values, Py_ssize_t count) {
   });
 }
 
-using FastFunction = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
-
-// METH_FASTCALL functions are stored under the type of the classic calling convention.
-PyMethodDef fast(const char* name, FastFunction function) {
-  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)),
-          METH_FASTCALL, nullptr};
-}
-
-PyMethodDef methods[] = {
+const PyMethodDef own_methods[] = {
     {"paths", py_paths, METH_NOARGS, nullptr},
     fast("stream", py_stream),
     fast("stream_bytes", py_stream_bytes),
@@ -351,9 +235,22 @@ PyMethodDef methods[] = {
     {nullptr, nullptr, 0, nullptr},
 };
 
-PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", "CPU kernels of minibert.", 0, methods,
+// The module's table, from both files; filled when the module is imported.
+std::vector<PyMethodDef> methods;
+
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", "CPU kernels of minibert.", 0, nullptr,
                       nullptr,               nullptr,   nullptr,                    nullptr};
 
 }  // namespace
 
-PyMODINIT_FUNC PyInit__native() { return PyModuleDef_Init(&module); }
+PyMODINIT_FUNC PyInit__native() {
+  if (methods.empty()) {
+    for (const PyMethodDef* method = own_methods; method->ml_name; ++method)
+      methods.push_back(*method);
+    for (const PyMethodDef* method = program_methods; method->ml_name; ++method)
+      methods.push_back(*method);
+    methods.push_back({nullptr, nullptr, 0, nullptr});
+    module.m_methods = methods.data();
+  }
+  return PyModuleDef_Init(&module);
+}

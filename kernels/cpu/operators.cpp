@@ -11,12 +11,20 @@ namespace minibert {
 namespace {
 
 constexpr size_t kAlignment = 64;
-constexpr int64_t kNormRows = 32;  // rows of a layer_norm job
+constexpr int64_t kNormRows = 32;  // most rows of a layer_norm job
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Jobs that a team should have per member: enough that one who is interrupted is relieved.
 constexpr int64_t kJobsPerMember = 4;
+constexpr int64_t kFewestRows = 4;  // of a job: less is quicker done than handed out
+
+// Rows of a job that costs little: all that one thread may take, or a member's share.
+int64_t rows_per_job(const Stream& stream, int64_t num_rows, int64_t most) {
+  if (stream.team->size() == 1) return most;
+  const int64_t share = ceil_div(num_rows, kJobsPerMember * stream.team->size());
+  return std::min(most, std::max(kFewestRows, share));
+}
 
 template <typename Function>
 void run(Stream& stream, int64_t num_jobs, Function function) {
@@ -58,7 +66,7 @@ Stream::Stream(const Kernels* path, int num_threads)
 }
 
 size_t Stream::bytes() const {
-  size_t sum = prepared.bytes();
+  size_t sum = prepared.bytes() + activations.bytes();
   for (const auto& buffer : scratch) sum += buffer->bytes();
   return sum;
 }
@@ -90,10 +98,12 @@ void linear(Stream& stream, const PackedLinear& weights, LinearCall call) {
   if (kernel.prepare != nullptr) {
     void* prepared = stream.prepared.reserve(
         kernel.prepared_bytes(call.num_rows, layer.in_features));
-    run(stream, row_blocks, [&](int64_t job, int) {
-      kernel.prepare(prepared, call.hidden, job * rows_per_block,
-                     std::min(call.num_rows, (job + 1) * rows_per_block), call.num_rows,
-                     layer.in_features);
+    const int64_t unit = kernel.prepare_rows;
+    const int64_t rows =
+        ceil_div(rows_per_job(stream, call.num_rows, rows_per_block), unit) * unit;
+    run(stream, ceil_div(call.num_rows, rows), [&](int64_t job, int) {
+      kernel.prepare(prepared, call.hidden, job * rows, std::min(call.num_rows, (job + 1) * rows),
+                     call.num_rows, layer.in_features);
     });
     call.prepared = prepared;
   }
@@ -116,18 +126,28 @@ void linear(Stream& stream, const PackedLinear& weights, LinearCall call) {
 
 void layer_norm(Stream& stream, float* out, const float* hidden, const Norm& norm,
                 int64_t num_rows, int64_t hidden_size) {
-  run(stream, ceil_div(num_rows, kNormRows), [&](int64_t job, int) {
-    stream.kernels->layer_norm(out, hidden, norm, job * kNormRows,
-                               std::min(num_rows, (job + 1) * kNormRows), hidden_size);
+  const int64_t rows = rows_per_job(stream, num_rows, kNormRows);
+  run(stream, ceil_div(num_rows, rows), [&](int64_t job, int) {
+    stream.kernels->layer_norm(out, hidden, norm, job * rows, std::min(num_rows, (job + 1) * rows),
+                               hidden_size);
   });
 }
 
-void embed(Stream& stream, float* out, const EmbedTable* tables, int num_tables, const Norm& norm,
-           int64_t num_tokens, int64_t hidden_size) {
-  run(stream, ceil_div(num_tokens, kNormRows), [&](int64_t job, int) {
-    stream.kernels->embed(out, tables, num_tables, norm, job * kNormRows,
-                          std::min(num_tokens, (job + 1) * kNormRows), hidden_size);
+int64_t embed(Stream& stream, float* out, const EmbedTable* tables, int num_tables,
+              const Norm& norm, int64_t num_tokens, int64_t hidden_size) {
+  for (int64_t i = 0; i < num_tokens; ++i) {
+    for (int t = 0; t < num_tables; ++t) {
+      if (tables[t].weight == nullptr) continue;
+      const int32_t id = tables[t].ids[i];
+      if (id < 0 || id >= tables[t].num_rows) return num_tables * i + t;
+    }
+  }
+  const int64_t rows = rows_per_job(stream, num_tokens, kNormRows);
+  run(stream, ceil_div(num_tokens, rows), [&](int64_t job, int) {
+    stream.kernels->embed(out, tables, num_tables, norm, job * rows,
+                          std::min(num_tokens, (job + 1) * rows), hidden_size);
   });
+  return -1;
 }
 
 void attention(Stream& stream, const AttentionCall& call, const int32_t* cu_seqlens,

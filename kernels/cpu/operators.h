@@ -34,6 +34,7 @@ struct Stream {
   std::unique_ptr<Team> team;
   std::vector<std::unique_ptr<Buffer>> scratch;  // one per member
   Buffer prepared;                               // activations as a linear kernel wants them
+  Buffer activations;                            // of a program
   size_t bytes() const;
 };
 
@@ -51,10 +52,14 @@ struct PackedLinear {
 void linear(Stream& stream, const PackedLinear& weights, LinearCall call);
 void layer_norm(Stream& stream, float* out, const float* hidden, const Norm& norm,
                 int64_t num_rows, int64_t hidden_size);
-void embed(Stream& stream, float* out, const EmbedTable* tables, int num_tables, const Norm& norm,
-           int64_t num_tokens, int64_t hidden_size);
+// Returns -1, or num_tables * token + table of the first id outside its table; then `out` is as it
+// was.
+int64_t embed(Stream& stream, float* out, const EmbedTable* tables, int num_tables,
+              const Norm& norm, int64_t num_tokens, int64_t hidden_size);
 void attention(Stream& stream, const AttentionCall& call, const int32_t* cu_seqlens,
                int64_t num_seqs);
+
+constexpr int kNumTables = 3;  // word, position, token type
 
 enum PoolMode : int { kCls, kMean, kMax, kMeanSqrtLen, kWeightedMean, kLastToken };
 
@@ -62,5 +67,9 @@ enum PoolMode : int { kCls, kMean, kMax, kMeanSqrtLen, kWeightedMean, kLastToken
 void pool(float* out, const float* hidden, const int32_t* cu_seqlens, const int32_t* skip,
           int64_t num_seqs, int64_t hidden_size, PoolMode mode);
 void normalize(float* out, const float* rows, int64_t num_rows, int64_t size);
+
+// `in` becomes columns first_col, first_col + 1 ... of `out`.
+void copy_columns(float* out, int64_t out_cols, int64_t first_col, const float* in,
+                  int64_t in_cols, int64_t num_rows);
 
 }  // namespace minibert

@@ -69,6 +69,12 @@ void pool(float* out, const float* hidden, const int32_t* cu_seqlens, const int3
   }
 }
 
+void copy_columns(float* out, int64_t out_cols, int64_t first_col, const float* in,
+                  int64_t in_cols, int64_t num_rows) {
+  for (int64_t row = 0; row < num_rows; ++row)
+    std::copy(in + row * in_cols, in + (row + 1) * in_cols, out + row * out_cols + first_col);
+}
+
 void normalize(float* out, const float* rows, int64_t num_rows, int64_t size) {
   for (int64_t row = 0; row < num_rows; ++row, rows += size, out += size) {
     double squares = 0.0;

@@ -9,11 +9,8 @@ Results are the same bytes either way.
 from __future__ import annotations
 
 import copy
-import os
-import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +20,20 @@ from minibert.batch import Batch
 from minibert.errors import DeviceError, InputError
 from minibert.kernels.cpu.cores import usable_cores
 from minibert.kernels.cpu.loader import available, choose_path, native
+from minibert.ops.cpu_program import (
+    ACTIVATIONS,
+    POOL_MODES,
+    TABLE_NAMES,
+    CpuBatch,
+    CpuEmbedding,
+    CpuLayerNorm,
+    CpuLinear,
+    Program,
+    check_attention,
+    check_columns,
+    raise_outside,
+)
+from minibert.ops.cpu_stream import CpuArray, StreamPool, StreamState
 from minibert.ops.interface import Activation, ForwardShape, PoolMode
 
 __all__ = ["CpuArray", "CpuOps", "available"]
@@ -30,123 +41,6 @@ __all__ = ["CpuArray", "CpuOps", "available"]
 FloatArray = NDArray[np.float32]
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 MATMUL_PRECISIONS = ("highest", "high", "medium")
-MAX_HEAD_DIM = 1024
-
-_ACTIVATIONS = {None: 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "silu": 4, "tanh": 5}
-_POOL_MODES = {
-    "cls": 0,
-    "mean": 1,
-    "max": 2,
-    "mean_sqrt_len_tokens": 3,
-    "weightedmean": 4,
-    "lasttoken": 5,
-}
-_TABLE_NAMES = ("input_ids", "position_ids", "token_type_ids")
-_ALIGNMENT = 64
-
-
-class _Memory:
-    """Blocks of one stream: taken for an array, given back when the array goes."""
-
-    def __init__(self) -> None:
-        self._free: list[_Block] = []
-        self.total_bytes = 0
-
-    def take(self, size: int) -> _Block:
-        """The smallest free block that is large enough; else a new one in place of a free one."""
-        best: _Block | None = None
-        largest: _Block | None = None
-        for block in self._free:
-            if block.size >= size and (best is None or block.size < best.size):
-                best = block
-            if largest is None or block.size > largest.size:
-                largest = block
-        if best is not None:
-            self._free.remove(best)
-            return best
-        if largest is not None:  # too small for this request: replaced, so that none is left over
-            self._free.remove(largest)
-            self.total_bytes -= largest.size
-        fresh = _Block(self, size)
-        self.total_bytes += size
-        return fresh
-
-    def give_back(self, block: _Block) -> None:
-        self._free.append(block)
-
-
-class _Block:
-    __slots__ = ("address", "buffer", "memory", "size")
-
-    def __init__(self, memory: _Memory, size: int) -> None:
-        self.memory = memory
-        self.size = size
-        self.buffer = np.empty(size + _ALIGNMENT, np.uint8)
-        address = self.buffer.ctypes.data
-        self.address = address + -address % _ALIGNMENT
-
-
-class CpuArray:
-    """A float32 array (rows, cols) in a stream's memory."""
-
-    __slots__ = ("_block", "address", "cols", "rows")
-
-    def __init__(self, memory: _Memory, rows: int, cols: int) -> None:
-        """Take a block; its values are arbitrary."""
-        self.rows = rows
-        self.cols = cols
-        self._block = memory.take(4 * rows * cols)
-        self.address = self._block.address
-
-    def __del__(self) -> None:
-        """Give the block back to the stream."""
-        block = self._block
-        block.memory.give_back(block)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(rows, cols)."""
-        return self.rows, self.cols
-
-
-@dataclass(frozen=True, slots=True)
-class _Linear:
-    handle: Any
-    out_features: int
-    in_features: int
-    format: str
-
-
-@dataclass(frozen=True, slots=True)
-class _LayerNorm:
-    weight: FloatArray
-    bias: FloatArray | None
-    addresses: tuple[int, int, float]  # weight, bias or 0, eps
-
-
-@dataclass(frozen=True, slots=True)
-class _Embedding:
-    weight: FloatArray
-    address: int
-
-
-@dataclass(frozen=True, slots=True)
-class _CpuBatch:
-    batch: Batch
-    num_tokens: int
-    num_seqs: int
-    ids: tuple[int, int, int]  # addresses of input_ids, position_ids, token_type_ids
-    cu_seqlens: int
-    skip: int
-
-
-class _State:
-    """What one running batch holds: a native stream and its memory."""
-
-    def __init__(self, path_index: int, threads: int) -> None:
-        self.handle = native().stream(path_index, threads)
-        self.memory = _Memory()
-        self.is_team = threads > 1
 
 
 class CpuOps:
@@ -194,8 +88,9 @@ class CpuOps:
         self.threads = min(threads, usable_cores()) if threads else usable_cores()
         self.num_streams = self.threads
         self._native = native()
-        self._pool = _StreamPool(self.path.index, self.threads)
-        self._state: _State | None = None
+        self._pool = StreamPool(self.path.index, self.threads)
+        self._state: StreamState | None = None
+        self._programs: dict[Hashable, Program] = {}
 
     # ---- streams -------------------------------------------------------------------------------
     @contextmanager
@@ -254,7 +149,7 @@ class CpuOps:
             )
         except ValueError as error:
             raise DeviceError(f"{name}: {error}") from error
-        return _Linear(handle, out_features, in_features, chosen)
+        return CpuLinear(handle, out_features, in_features, chosen)
 
     def prepare_layer_norm(
         self, weight: NDArray[Any], bias: NDArray[Any] | None, *, eps: float
@@ -263,26 +158,26 @@ class CpuOps:
         scale = np.array(weight, np.float32)
         offset = None if bias is None else np.array(bias, np.float32)
         address = 0 if offset is None else offset.ctypes.data
-        return _LayerNorm(scale, offset, (scale.ctypes.data, address, eps))
+        return CpuLayerNorm(scale, offset, (scale.ctypes.data, address, eps))
 
     def prepare_embedding(self, weight: NDArray[Any]) -> Any:
         """See `Ops.prepare_embedding`: float32 stays where it is, in the mapped file."""
         table = np.ascontiguousarray(weight, np.float32)
-        return _Embedding(table, table.ctypes.data)
+        return CpuEmbedding(table, table.ctypes.data)
 
     # ---- transfer ------------------------------------------------------------------------------
     def upload(self, batch: Batch) -> Any:
         """See `Ops.upload`: the batch's own arrays are used."""
-        if np.any(batch.skip < 0) or np.any(batch.skip >= batch.seqlens):
+        if batch.skip.min(initial=0) < 0 or (batch.skip >= batch.seqlens).any():
             raise InputError("skip must leave at least one token of every text")
-        arrays = [
-            np.ascontiguousarray(getattr(batch, name))
-            for name in (*_TABLE_NAMES, "cu_seqlens", "skip")
-        ]
-        held = Batch(arrays[0], arrays[2], arrays[1], arrays[3], arrays[4])
-        words, positions, types, cu_seqlens, skip = (array.ctypes.data for array in arrays)
-        return _CpuBatch(
-            held, batch.num_tokens, batch.num_seqs, (words, positions, types), cu_seqlens, skip
+        arrays = [getattr(batch, name) for name in (*TABLE_NAMES, "cu_seqlens", "skip")]
+        if not all(array.flags.c_contiguous for array in arrays):
+            words, positions, types, cu_seqlens, skip = map(np.ascontiguousarray, arrays)
+            batch = Batch(words, types, positions, cu_seqlens, skip)
+            arrays = [words, positions, types, cu_seqlens, skip]
+        first, second, third, bounds, skipped = (array.ctypes.data for array in arrays)
+        return CpuBatch(
+            batch, batch.num_tokens, batch.num_seqs, (first, second, third), bounds, skipped
         )
 
     def download(self, array: CpuArray) -> FloatArray:
@@ -302,11 +197,13 @@ class CpuOps:
         *,
         key: Hashable,
     ) -> tuple[FloatArray, ...]:
-        """See `Ops.forward`; nothing is recorded."""
-        uploaded = self.upload(batch)
-        return tuple(self.download(array) for array in function(self, uploaded))
+        """See `Ops.forward`: recorded at the first batch, then one call of the extension."""
+        program = self._programs.get(key)
+        if program is None:
+            program = self._programs[key] = Program(function)
+        return program.run(self._running().handle, self.upload(batch))
 
-    def embed(self, batch: _CpuBatch, tables: Sequence[Any], norm: _LayerNorm | None) -> CpuArray:
+    def embed(self, batch: CpuBatch, tables: Sequence[Any], norm: CpuLayerNorm | None) -> CpuArray:
         """See `Ops.embed`.
 
         Raises:
@@ -327,26 +224,20 @@ class CpuOps:
             hidden_size,
         )
         if outside >= 0:
-            token, table_index = divmod(outside, len(_TABLE_NAMES))
-            name = _TABLE_NAMES[table_index]
-            raise InputError(
-                f"{name} must be from 0 to {len(tables[table_index].weight) - 1}, "
-                f"got {getattr(batch.batch, name)[token]} at token {token}"
-            )
+            raise_outside(outside, batch, [0 if t is None else len(t.weight) for t in tables])
         return out
 
     def linear(
         self,
         hidden: CpuArray,
-        weights: _Linear,
+        weights: CpuLinear,
         *,
         activation: Activation | None = None,
         residual: CpuArray | None = None,
     ) -> CpuArray:
         """See `Ops.linear`."""
         state = self._running()
-        if hidden.cols != weights.in_features:
-            raise InputError(f"hidden must have {weights.in_features} columns, got {hidden.cols}")
+        check_columns(hidden.cols, weights.in_features)
         out = CpuArray(state.memory, hidden.rows, weights.out_features)
         if residual is not None and residual.shape != out.shape:
             raise InputError(f"residual must be {out.shape}, got {residual.shape}")
@@ -357,15 +248,14 @@ class CpuOps:
             hidden.address,
             0 if residual is None else residual.address,
             hidden.rows,
-            _ACTIVATIONS[activation],
+            ACTIVATIONS[activation],
         )
         return out
 
-    def layer_norm(self, hidden: CpuArray, norm: _LayerNorm) -> CpuArray:
+    def layer_norm(self, hidden: CpuArray, norm: CpuLayerNorm) -> CpuArray:
         """See `Ops.layer_norm`."""
         state = self._running()
-        if hidden.cols != norm.weight.size:
-            raise InputError(f"hidden must have {norm.weight.size} columns, got {hidden.cols}")
+        check_columns(hidden.cols, norm.weight.size)
         out = CpuArray(state.memory, hidden.rows, hidden.cols)
         self._native.layer_norm(
             state.handle, out.address, hidden.address, *norm.addresses, hidden.rows, hidden.cols
@@ -375,7 +265,7 @@ class CpuOps:
     def attention(
         self,
         qkv: CpuArray,
-        batch: _CpuBatch,
+        batch: CpuBatch,
         *,
         num_heads: int,
         head_dim: int,
@@ -383,16 +273,9 @@ class CpuOps:
     ) -> CpuArray:
         """See `Ops.attention`; head_dim is a multiple of 8."""
         state = self._running()
-        if head_dim < 1 or head_dim % 8 or head_dim > MAX_HEAD_DIM:
-            raise InputError(
-                f"head_dim must be a multiple of 8 up to {MAX_HEAD_DIM}, got {head_dim}"
-            )
-        if softmax_scale <= 0:
-            raise InputError(f"softmax_scale must be positive, got {softmax_scale}")
-        if qkv.shape != (batch.num_tokens, 3 * num_heads * head_dim):
-            raise InputError(
-                f"qkv must be {(batch.num_tokens, 3 * num_heads * head_dim)}, got {qkv.shape}"
-            )
+        check_attention(qkv.cols, num_heads, head_dim, softmax_scale)
+        if qkv.rows != batch.num_tokens:
+            raise InputError(f"qkv must have {batch.num_tokens} rows, got {qkv.rows}")
         out = CpuArray(state.memory, qkv.rows, num_heads * head_dim)
         self._native.attention(
             state.handle,
@@ -406,7 +289,7 @@ class CpuOps:
         )
         return out
 
-    def pool(self, hidden: CpuArray, batch: _CpuBatch, mode: PoolMode) -> CpuArray:
+    def pool(self, hidden: CpuArray, batch: CpuBatch, mode: PoolMode) -> CpuArray:
         """See `Ops.pool`; sums are float64, so a long text loses nothing to its length."""
         state = self._running()
         if hidden.rows != batch.num_tokens:
@@ -419,7 +302,7 @@ class CpuOps:
             batch.skip,
             batch.num_seqs,
             hidden.cols,
-            _POOL_MODES[mode],
+            POOL_MODES[mode],
         )
         return out
 
@@ -445,54 +328,10 @@ class CpuOps:
             first += array.cols
         return out
 
-    def _running(self) -> _State:
+    def _running(self) -> StreamState:
         if self._state is None:
             raise DeviceError("operators must be called inside `with ops.stream(...) as running`")
         return self._state
-
-
-class _StreamPool:
-    """Streams between batches. Threads belong to the process that made them: a fork starts anew."""
-
-    def __init__(self, path_index: int, threads: int) -> None:
-        self._path_index = path_index
-        self._threads = threads
-        self._closed = False
-        self._start()
-
-    def _start(self) -> None:
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._single: list[_State] = []
-        self._team: list[_State] = []
-        self._team_made = False
-
-    def take(self, alone: bool) -> _State:
-        if self._pid != os.getpid():
-            self._start()
-        make_team = False
-        with self._lock:
-            if self._closed:
-                raise DeviceError("CpuOps was closed and cannot be used any more")
-            if alone and self._threads > 1:
-                if self._team:
-                    return self._team.pop()
-                make_team = not self._team_made
-                self._team_made = True
-            if not make_team and self._single:
-                return self._single.pop()
-        return _State(self._path_index, self._threads if make_team else 1)
-
-    def give_back(self, state: _State) -> None:
-        with self._lock:
-            if not self._closed:
-                (self._team if state.is_team else self._single).append(state)
-
-    def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            self._single.clear()
-            self._team.clear()
 
 
 def linear_format(dtype: str, matmul_precision: str, formats: Sequence[str]) -> str:

@@ -1,0 +1,117 @@
+// native.h: what the functions of the Python module share: positional arguments, the GIL, capsules.
+#pragma once
+
+#define Py_LIMITED_API 0x030A0000
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <unistd.h>
+
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "operators.h"
+
+namespace minibert {
+
+constexpr char kStreamName[] = "minibert.stream";
+constexpr char kLinearName[] = "minibert.linear";
+constexpr char kProgramName[] = "minibert.program";
+
+struct OwnedStream {
+  OwnedStream(const Kernels* kernels, int threads) : stream(kernels, threads), pid(getpid()) {}
+  Stream stream;
+  pid_t pid;
+};
+
+// Reads positional arguments one after the other; after a first error the rest are zeros.
+class Arguments {
+ public:
+  Arguments(PyObject* const* values, Py_ssize_t count, Py_ssize_t expected)
+      : values_(values), ok_(count == expected) {
+    if (!ok_) PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", expected, count);
+  }
+  bool ok() const { return ok_; }
+  int64_t integer() {
+    if (!ok_) return 0;
+    const long long value = PyLong_AsLongLong(values_[next_++]);
+    if (value == -1 && PyErr_Occurred()) ok_ = false;
+    return value;
+  }
+  template <typename T>
+  T* address() {
+    if (!ok_) return nullptr;
+    void* value = PyLong_AsVoidPtr(values_[next_++]);
+    if (value == nullptr && PyErr_Occurred()) ok_ = false;
+    return static_cast<T*>(value);
+  }
+  float number() {
+    if (!ok_) return 0.0f;
+    const double value = PyFloat_AsDouble(values_[next_++]);
+    if (value == -1.0 && PyErr_Occurred()) ok_ = false;
+    return static_cast<float>(value);
+  }
+  template <typename T>
+  T* capsule(const char* name) {
+    if (!ok_) return nullptr;
+    void* value = PyCapsule_GetPointer(values_[next_++], name);
+    if (value == nullptr) ok_ = false;
+    return static_cast<T*>(value);
+  }
+  PyObject* object() { return ok_ ? values_[next_++] : nullptr; }
+
+ private:
+  PyObject* const* values_;
+  Py_ssize_t next_ = 0;
+  bool ok_;
+};
+
+// Runs the function without the GIL and turns C++ exceptions into Python ones.
+template <typename Function>
+bool without_gil(Function function) {
+  const char* memory = nullptr;
+  std::string invalid;
+  PyThreadState* state = PyEval_SaveThread();
+  try {
+    function();
+  } catch (const std::bad_alloc&) {
+    memory = "out of memory in a CPU kernel";
+  } catch (const std::exception& error) {
+    invalid = error.what();
+  }
+  PyEval_RestoreThread(state);
+  if (memory != nullptr) PyErr_SetString(PyExc_MemoryError, memory);
+  if (!invalid.empty()) PyErr_SetString(PyExc_ValueError, invalid.c_str());
+  return memory == nullptr && invalid.empty();
+}
+
+template <typename Function>
+PyObject* none_after(const Arguments& arguments, Function function) {
+  if (!arguments.ok() || !without_gil(function)) return nullptr;
+  Py_RETURN_NONE;
+}
+
+inline Stream* stream_of(Arguments& arguments) {
+  auto* owned = arguments.capsule<OwnedStream>(kStreamName);
+  return owned == nullptr ? nullptr : &owned->stream;
+}
+
+inline Norm norm_of(Arguments& a) {
+  Norm norm;
+  norm.weight = a.address<const float>();
+  norm.bias = a.address<const float>();
+  norm.eps = a.number();
+  return norm;
+}
+
+using FastFunction = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
+
+// METH_FASTCALL functions are stored under the type of the classic calling convention.
+inline PyMethodDef fast(const char* name, FastFunction function) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)),
+          METH_FASTCALL, nullptr};
+}
+
+extern const PyMethodDef program_methods[];  // ends with an empty entry
+
+}  // namespace minibert

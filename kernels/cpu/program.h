@@ -1,0 +1,68 @@
+// program.h: a forward pass as a list of operators, recorded once and run for any batch.
+//
+// Between two operators called from Python pass some microseconds, of which a short text has dozens
+// a layer. A program holds what does not depend on the batch; a run needs the batch's arrays only.
+#pragma once
+
+#include <vector>
+
+#include "operators.h"
+
+namespace minibert {
+
+enum class Rows { kTokens, kSequences };
+
+// The result of an operator: `cols` wide, with a row for each token or each sequence.
+struct Value {
+  Rows rows;
+  int64_t cols;
+};
+
+struct Instruction {
+  enum Kind { kEmbed, kLinear, kLayerNorm, kAttention, kPool, kNormalize, kCopyColumns };
+  Kind kind;
+  int out = -1, in = -1, residual = -1;  // values
+  const PackedLinear* weights = nullptr;
+  Activation activation = kNoActivation;
+  Norm norm = {};
+  EmbedTable tables[kNumTables] = {};    // without ids
+  int64_t num_heads = 0, head_dim = 0, first_col = 0;
+  float softmax_scale = 0.0f;
+  PoolMode mode = kCls;
+};
+
+struct ProgramBatch {
+  const int32_t* ids[kNumTables];  // (num_tokens,)
+  const int32_t* cu_seqlens;       // (num_seqs + 1,)
+  const int32_t* skip;             // (num_seqs,)
+  int64_t num_tokens, num_seqs;
+  int64_t rows(Rows kind) const { return kind == Rows::kTokens ? num_tokens : num_seqs; }
+};
+
+class Program {
+ public:
+  int add_value(Value value);
+  void add(const Instruction& instruction);
+  // Ends the recording: these values are results, all others share memory by turns.
+  void finish(const std::vector<int>& results);
+  size_t num_results() const { return results_.size(); }
+  // `results`: an array for each, (rows, cols). Returns what embed returns: -1, or the id outside
+  // its table, which ends the run.
+  int64_t run(Stream& stream, const ProgramBatch& batch, float* const* results) const;
+
+ private:
+  struct Slot {
+    Rows rows;
+    int64_t cols;
+  };
+  int take_slot(Value value, std::vector<int>& free);
+  void check(int value) const;
+
+  std::vector<Value> values_;
+  std::vector<Instruction> instructions_;
+  std::vector<Slot> slots_;
+  std::vector<int> slot_of_;  // of each value; -1 for results
+  std::vector<int> results_;
+};
+
+}  // namespace minibert
