@@ -16,7 +16,7 @@
 
 namespace {
 
-constexpr float kClip = 4.0f;
+constexpr float kClip = 3.5f;
 constexpr int64_t kGroup = 4;  // inputs that lie side by side for one output, one 32-bit lane
 
 struct RowScale {
@@ -30,8 +30,8 @@ struct Excess {
   int16_t steps;  // within kSteps * sqrt(65536) / kClip
 };
 
-// 1 / 15 and one more: room for the rounding of the root mean square.
-inline int64_t max_excess(int64_t in_features) { return in_features / 15 + 1; }
+// 1 / 11 and one more: room for the rounding of the root mean square.
+inline int64_t max_excess(int64_t in_features) { return in_features / 11 + 1; }
 
 struct RowQuantizer {
   float steps_per_unit;

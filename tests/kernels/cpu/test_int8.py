@@ -13,7 +13,7 @@ from minibert.kernels.cpu import loader
 SHAPES = [(1, 1, 1), (1, 384, 384), (5, 33, 67), (19, 96, 384), (100, 40, 1536), (7, 17, 3)]
 
 
-CLIP = np.float32(4)
+CLIP = np.float32(3.5)
 
 
 def steps_of(isa: str) -> int:
@@ -99,13 +99,13 @@ def test_outliers_are_exact_and_do_not_make_the_rest_coarse(
     x[5] *= 1e25  # squares overflow
     if in_features == 32768:  # as many as Chebyshev allows
         x[3] = 1e-3
-        x[3, : 32768 // 16] = 1000 * rng.choice([-1, 1], 32768 // 16)
+        x[3, : 32768 // 13] = 1000 * rng.choice([-1, 1], 32768 // 13)
     columns = rng.choice(in_features, min(in_features, 40), replace=False)
     weight = np.zeros((len(columns), in_features), np.float32)
     weight[np.arange(len(columns)), columns] = 127
     out = run(make_ops("int8", isa=isa), reference.put, x, weight, np.zeros(len(columns)))
     assert out.tobytes() == integers(x, weight, np.float32(0), steps_of(isa)).tobytes()
-    limit = np.where(np.arange(6) < 4, 4 * np.sqrt((x.astype(float) ** 2).mean(axis=1)), np.inf)
+    limit = np.where(np.arange(6) < 4, 3.5 * np.sqrt((x.astype(float) ** 2).mean(axis=1)), np.inf)
     low, high = np.maximum(x.min(axis=1), -limit), np.minimum(x.max(axis=1), limit)
     step = (np.maximum(high, 0) - np.minimum(low, 0)) / steps_of(isa)
     exact = x[:, columns].astype(float)
