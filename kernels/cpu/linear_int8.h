@@ -17,7 +17,7 @@ namespace {
 constexpr int64_t kInt8PanelCols = Dot::kTileVecs * Dot::kLanes;
 constexpr int64_t kInt8BlockRows = 96;
 constexpr int64_t kInt8MaxInFeatures = 32768;
-// A row's excess adds up to at most in_features / kClip * kSteps steps, by Cauchy and Schwarz.
+// A row's excess adds up to at most in_features / kClip^2 * kSteps steps, by Cauchy and Schwarz.
 static_assert(kInt8MaxInFeatures * 255 * 127 / 4 * 5 < (int64_t{1} << 31), "int32 sums are exact");
 static_assert(kInt8PanelCols % Vec::kLanes == 0, "the epilogue takes whole vectors");
 
