@@ -14,15 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minibert.kernels import cpu
+from tests.kernels.cpu.native_runner import SOURCE, build
+from tests.kernels.cpu.native_runner import run as run_native
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 MISSING = [tool for tool in (COMPILER, EMULATOR) if shutil.which(tool) is None]
-SOURCE = Path(cpu.__file__).parent
-COMMON = (
-    *("operators", "weight_memory", "pool", "team", "dispatch", "cpu_features"),
-    "path_portable",
-)
 PATHS = {
     "neon": ("path_neon", ()),
     "neon-dotprod": ("path_neon_dotprod", ("-march=armv8.2-a+dotprod",)),
@@ -38,31 +34,14 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    flags = ("-O2",)
+    paths = {name: (*flags, *march) for name, march in PATHS.values()}
     folder = tmp_path_factory.mktemp("aarch64")
-    flags = ["-std=c++17", "-O2", "-ffp-contract=off", f"-I{SOURCE}", "-Wall", "-Wextra", "-Werror"]
-    sources = {SOURCE / f"{name}.cpp": () for name in COMMON}
-    sources[Path(__file__).with_name("runner.cpp")] = ()
-    sources.update({SOURCE / f"{name}.cpp": march for name, march in PATHS.values()})
-    objects = []
-    running = []
-    for source, march in sources.items():
-        objects.append(folder / f"{source.stem}.o")
-        command = [COMPILER, *flags, *march, "-c", str(source), "-o", str(objects[-1])]
-        running.append(subprocess.Popen(command))
-    assert [process.wait() for process in running] == [0] * len(running)
-    program = folder / "runner"
-    subprocess.run([COMPILER, "-static", "-pthread", *objects, "-o", program], check=True)
-    return program
+    return build(folder, COMPILER, paths, flags=flags, link=("-static",))
 
 
 def run(runner: Path, *arguments: Any, arrays: tuple[Any, ...] = ()) -> Any:
-    done = subprocess.run(
-        [EMULATOR, "-cpu", "max", str(runner), *map(str, arguments)],
-        input=b"".join(np.ascontiguousarray(a, np.float32).tobytes() for a in arrays),
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    return np.frombuffer(done.stdout, np.float32)
+    return run_native([EMULATOR, "-cpu", "max", str(runner)], *arguments, arrays=arrays)
 
 
 def test_the_emulated_processor_offers_every_arm_path(runner: Path) -> None:
