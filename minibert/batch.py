@@ -7,6 +7,7 @@ the caller's order so that results can be put back.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +65,7 @@ class Batch:
             raise InputError(
                 f"cu_seqlens must end at num_tokens = {num_tokens}, got {self.cu_seqlens[-1]}"
             )
-        if np.any(np.diff(self.cu_seqlens) <= 0):
+        if (self.cu_seqlens[1:] <= self.cu_seqlens[:-1]).any():
             raise InputError("cu_seqlens must increase: every sequence has at least one token")
         if self.skip.size != self.num_seqs:
             raise InputError(f"skip must have num_seqs = {self.num_seqs} entries")
@@ -82,7 +83,7 @@ class Batch:
     @property
     def seqlens(self) -> IntArray:
         """Tokens of each text, (num_seqs,) int32."""
-        return np.diff(self.cu_seqlens)
+        return self.cu_seqlens[1:] - self.cu_seqlens[:-1]
 
     @property
     def max_seqlen(self) -> int:
@@ -114,25 +115,31 @@ def pack(
     Raises:
         InputError: a text without tokens, or arrays that do not fit together.
     """
-    cu_seqlens = np.zeros(len(sequences) + 1, np.int32)
-    np.cumsum([len(ids) for ids in sequences], out=cu_seqlens[1:])
+    cu_seqlens = np.array([0, *itertools.accumulate(map(len, sequences))], np.int32)
     num_tokens = int(cu_seqlens[-1])
-    empty = np.empty(0, np.int32)
-    input_ids = np.concatenate([empty, *sequences]).astype(np.int32, copy=False)
+    input_ids = _joined(sequences)
     return Batch(
         input_ids=input_ids,
         token_type_ids=np.zeros(num_tokens, np.int32)
         if token_type_ids is None
-        else np.concatenate([empty, *token_type_ids]).astype(np.int32, copy=False),
+        else _joined(token_type_ids),
         position_ids=_positions(input_ids, cu_seqlens, first_position, pad_token_id),
         cu_seqlens=cu_seqlens,
         skip=np.zeros(len(sequences), np.int32) if skip is None else np.asarray(skip, np.int32),
     )
 
 
+def _joined(arrays: Sequence[IntArray]) -> IntArray:
+    if len(arrays) == 1 and arrays[0].dtype == np.int32:
+        return np.ascontiguousarray(arrays[0])
+    return np.concatenate([np.empty(0, np.int32), *arrays]).astype(np.int32, copy=False)
+
+
 def _positions(
     input_ids: IntArray, cu_seqlens: IntArray, first_position: int, pad_token_id: int | None
 ) -> IntArray:
+    if pad_token_id is None and cu_seqlens.size == 2:
+        return np.arange(first_position, first_position + input_ids.size, dtype=np.int32)
     seqlens = np.diff(cu_seqlens)
     if pad_token_id is None or not np.any(input_ids == pad_token_id):
         positions = np.arange(input_ids.size, dtype=np.int32)
@@ -173,12 +180,12 @@ def plan_batches(
     batches: list[IntArray] = []
     begin = 0
     tokens = 0
-    for i, length in enumerate(lengths[order]):
+    for i, length in enumerate(lengths[order].tolist()):
         full = tokens + length > max_batch_tokens
         if i > begin and (full or (batch_size is not None and i - begin == batch_size)):
             batches.append(order[begin:i])
             begin, tokens = i, 0
-        tokens += int(length)
+        tokens += length
     if begin < order.size:
         batches.append(order[begin:])
     return batches
