@@ -100,6 +100,40 @@ PyObject* py_pack_linear(PyObject*, PyObject* const* values, Py_ssize_t count) {
   return PyCapsule_New(packed, kLinearName, free_linear);
 }
 
+// adopt_linear(path, format, packed, out_features, in_features, bias or 0) -> capsule over memory
+// that the caller keeps, laid out by packed_linear of an equal layer
+PyObject* py_adopt_linear(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments a(values, count, 6);
+  const int64_t path = a.integer();
+  PyObject* format_object = a.object();
+  auto* packed = a.address<void>();
+  const int64_t out_features = a.integer(), in_features = a.integer();
+  const auto* bias = a.address<const float>();
+  const Kernels* kernels = a.ok() ? kernels_at(path) : nullptr;
+  if (kernels == nullptr) return nullptr;
+  Py_ssize_t size = 0;
+  const char* format = PyUnicode_AsUTF8AndSize(format_object, &size);
+  if (format == nullptr) return nullptr;
+  PackedLinear* made = nullptr;
+  if (!without_gil([&] {
+        made = new PackedLinear(kernels, format, nullptr, out_features, in_features, bias, packed);
+      })) {
+    return nullptr;
+  }
+  return PyCapsule_New(made, kLinearName, free_linear);
+}
+
+// linear_memory(linear) -> (address, bytes) of the laid out weights
+PyObject* py_linear_memory(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments a(values, count, 1);
+  const auto* packed = a.capsule<PackedLinear>(kLinearName);
+  if (packed == nullptr) return nullptr;
+  const Linear& layer = packed->linear;
+  const size_t bytes = layer.kernel->weight_bytes(layer.out_features, layer.in_features);
+  PyObject* address = PyLong_FromVoidPtr(layer.packed);
+  return address == nullptr ? nullptr : Py_BuildValue("(Nn)", address, (Py_ssize_t)bytes);
+}
+
 // linear_bytes(linear) -> bytes of the packed layer
 PyObject* py_linear_bytes(PyObject*, PyObject* const* values, Py_ssize_t count) {
   Arguments a(values, count, 1);
@@ -223,6 +257,8 @@ const PyMethodDef own_methods[] = {
     fast("stream", py_stream),
     fast("stream_bytes", py_stream_bytes),
     fast("pack_linear", py_pack_linear),
+    fast("adopt_linear", py_adopt_linear),
+    fast("linear_memory", py_linear_memory),
     fast("linear_bytes", py_linear_bytes),
     fast("linear", py_linear),
     fast("layer_norm", py_layer_norm),

@@ -72,7 +72,8 @@ size_t Stream::bytes() const {
 }
 
 PackedLinear::PackedLinear(const Kernels* kernels, const char* format, const float* weight,
-                           int64_t out_features, int64_t in_features, const float* bias_values) {
+                           int64_t out_features, int64_t in_features, const float* bias_values,
+                           void* laid_out) {
   const LinearKernel* kernel = find_kernel(kernels, format);
   if (kernel->max_in_features > 0 && in_features > kernel->max_in_features) {
     throw std::invalid_argument("in_features must be at most " +
@@ -83,9 +84,12 @@ PackedLinear::PackedLinear(const Kernels* kernels, const char* format, const flo
   auto* bias_padded = static_cast<float*>(bias.reserve(sizeof(float) * static_cast<size_t>(padded)));
   std::fill(bias_padded, bias_padded + padded, 0.0f);
   if (bias_values != nullptr) std::copy(bias_values, bias_values + out_features, bias_padded);
-  packed = WeightMemory(kernel->weight_bytes(out_features, in_features));
-  kernel->pack(packed.data(), weight, out_features, in_features);
-  linear = {kernel, out_features, in_features, packed.data(), bias_padded};
+  if (weight != nullptr) {
+    packed = WeightMemory(kernel->weight_bytes(out_features, in_features));
+    kernel->pack(packed.data(), weight, out_features, in_features);
+    laid_out = packed.data();
+  }
+  linear = {kernel, out_features, in_features, laid_out, bias_padded};
 }
 
 void linear(Stream& stream, const PackedLinear& weights, LinearCall call) {

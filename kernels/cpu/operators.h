@@ -41,8 +41,11 @@ struct Stream {
 // Weights, laid out by the kernel for `format`. Throws std::invalid_argument for a format that the
 // path does not have or a layer too deep for exact integer sums.
 struct PackedLinear {
+  // `weight` null: `laid_out` is what another PackedLinear of these arguments had in
+  // linear.packed, 64-byte aligned, and the caller keeps it.
   PackedLinear(const Kernels* kernels, const char* format, const float* weight,
-               int64_t out_features, int64_t in_features, const float* bias);
+               int64_t out_features, int64_t in_features, const float* bias,
+               void* laid_out = nullptr);
   Linear linear;
   size_t bytes() const { return packed.bytes() + bias.bytes(); }
   WeightMemory packed;

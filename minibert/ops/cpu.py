@@ -35,6 +35,7 @@ from minibert.ops.cpu_program import (
 )
 from minibert.ops.cpu_stream import CpuArray, StreamPool, StreamState
 from minibert.ops.interface import Activation, ForwardShape, PoolMode
+from minibert.ops.packed_file import PackedFile
 
 __all__ = ["CpuArray", "CpuOps", "available"]
 
@@ -57,6 +58,7 @@ class CpuOps:
         matmul_precision: str = "highest",
         threads: int | None = None,
         isa: str | None = None,
+        packed: Callable[[str], PackedFile] | None = None,
     ) -> None:
         """Choose number format, threads and instruction-set path.
 
@@ -68,6 +70,7 @@ class CpuOps:
                 and, there, as fast.
             threads: cores to use; all usable ones when None.
             isa: an instruction-set path; `MINIBERT_CPU_ISA`, or the fastest, when None.
+            packed: from a path's name to the file that holds, or will hold, packed weights.
 
         Raises:
             DeviceError: the kernels are not there, or an argument names nothing supported.
@@ -91,6 +94,7 @@ class CpuOps:
         self._pool = StreamPool(self.path.index, self.threads)
         self._state: StreamState | None = None
         self._programs: dict[Hashable, Program] = {}
+        self.packed = packed(self.path.name) if packed else None
 
     # ---- streams -------------------------------------------------------------------------------
     @contextmanager
@@ -138,18 +142,23 @@ class CpuOps:
         chosen = self.format
         if dtype is not None:
             chosen = linear_format(dtype, self.matmul_precision, self.path.formats)
+        shape = (out_features, in_features)
+        found = self.packed.find(name, chosen, shape) if self.packed else None
+        lay_out = self._native.pack_linear if found is None else self._native.adopt_linear
         try:
-            handle = self._native.pack_linear(
+            handle = lay_out(
                 self.path.index,
                 chosen,
-                values.ctypes.data,
+                values.ctypes.data if found is None else found,
                 out_features,
                 in_features,
                 0 if offsets is None else offsets.ctypes.data,
             )
         except ValueError as error:
             raise DeviceError(f"{name}: {error}") from error
-        return CpuLinear(handle, out_features, in_features, chosen)
+        if self.packed and found is None:
+            self.packed.add(name, chosen, shape, handle)
+        return CpuLinear(handle, out_features, in_features, chosen, self.packed)
 
     def prepare_layer_norm(
         self, weight: NDArray[Any], bias: NDArray[Any] | None, *, eps: float

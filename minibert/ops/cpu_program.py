@@ -40,6 +40,7 @@ class CpuLinear:
     out_features: int
     in_features: int
     format: str
+    owner: Any = None  # keeps memory that the handle does not
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,161 @@
+"""Weights as the CPU kernels laid them out, in a file that processes map and share.
+
+A server with several processes holds the packed weights once, in the page cache, and a process that
+starts does not pack. The file belongs to one checkpoint, one build of the kernels, one path and one
+number format; anything else does not find it and writes its own. It is a cache: where it cannot be
+read or written, weights are packed as without it.
+
+Format: 8 bytes magic, 8 bytes header length, JSON header (key, entries), then each layer's bytes on
+a 64-byte boundary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import logging
+import mmap
+import os
+import struct
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minibert.kernels.cpu.loader import native
+
+_MAGIC = b"MBPACK01"
+_ALIGNMENT = 64
+_log = logging.getLogger("minibert")
+
+
+@dataclass
+class PackedFile:
+    """The packed layers of one model; found ones are mapped, new ones are written by `save`.
+
+    Attributes:
+        path: of the file; its name is the digest of `key`.
+        key: what the layout depends on.
+    """
+
+    path: Path
+    key: dict[str, Any]
+    _mapped: mmap.mmap | None = None
+    _start: int = 0
+    _entries: dict[str, Any] = field(default_factory=dict)
+    _added: dict[str, Any] = field(default_factory=dict)
+
+    def find(self, name: str, format_: str, shape: tuple[int, int]) -> int | None:
+        """Address of a layer's packed bytes, None where the file has none such."""
+        entry = self._entries.get(name)
+        if self._mapped is None or entry is None or entry[:3] != [format_, *shape]:
+            return None
+        return self._start + int(entry[3])
+
+    def add(self, name: str, format_: str, shape: tuple[int, int], handle: Any) -> None:
+        """Remember a layer that was packed because `find` had none.
+
+        Raises:
+            ValueError: a second layer of that name, which could not be told from the first.
+        """
+        if name in self._added:
+            raise ValueError(f"layers must have names of their own, got {name!r} twice")
+        self._added[name] = (format_, shape, handle)
+
+    def save(self) -> None:
+        """Write the file where layers were added; whole or not at all, and never an error."""
+        if not self._added:
+            return
+        entries: dict[str, Any] = {}
+        chunks = []
+        end = 0
+        for name, (format_, shape, handle) in self._added.items():
+            address, size = native().linear_memory(handle)
+            end = -(-end // _ALIGNMENT) * _ALIGNMENT
+            entries[name] = [format_, *shape, end, size]
+            chunks.append((end, address, size))
+            end += size
+        self._added = {}
+        header = json.dumps({"key": self.key, "bytes": end, "entries": entries}).encode()
+        begin = _data_begin(len(header))
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(
+                dir=self.path.parent, prefix=f".{self.path.name}.", delete=False
+            ) as file:
+                try:
+                    file.write(_MAGIC + struct.pack("<Q", len(header)) + header)
+                    for offset, address, size in chunks:
+                        file.seek(begin + offset)
+                        file.write((ctypes.c_char * size).from_address(address))
+                    file.close()
+                    os.replace(file.name, self.path)
+                except BaseException:
+                    with contextlib.suppress(OSError):
+                        os.unlink(file.name)
+                    raise
+        except OSError as error:
+            _log.warning("packed weights were not kept: %s", error)
+
+
+def open_packed(
+    folder: Path, checkpoint: Iterable[Path], *, path: str, dtype: str, matmul_precision: str
+) -> PackedFile:
+    """Find the file of a checkpoint, or prepare to write it.
+
+    Args:
+        folder: where packed files are kept; made when the first one is written.
+        checkpoint: the files that the weights come from, config.json among them.
+        path: name of the instruction-set path.
+        dtype: of the Ops.
+        matmul_precision: of the Ops.
+    """
+    stats = [(str(file.resolve()), file.stat()) for file in checkpoint]
+    key = {
+        "kernels": _digest(Path(str(native().__file__))),
+        "path": path,
+        "dtype": dtype,
+        "matmul_precision": matmul_precision,
+        "checkpoint": [[name, stat.st_size, stat.st_mtime_ns, stat.st_ino] for name, stat in stats],
+    }
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+    packed = PackedFile(folder / f"{digest}.packed", key)
+    try:
+        _map(packed)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        _log.warning("packed weights in %s are not used: %s", packed.path, error)
+    return packed
+
+
+def _map(packed: PackedFile) -> None:
+    with packed.path.open("rb") as file:
+        if file.read(8) != _MAGIC:
+            raise ValueError("it does not begin as packed weights do")
+        size = struct.unpack("<Q", file.read(8))[0]
+        if size > os.fstat(file.fileno()).st_size:
+            raise ValueError("its header is cut off")
+        header = json.loads(file.read(size))
+        begin = _data_begin(size)
+        if header["key"] != packed.key:
+            raise ValueError("it belongs to other weights")
+        if os.fstat(file.fileno()).st_size != begin + header["bytes"]:
+            raise ValueError("it is cut off")
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    packed._mapped = mapped
+    packed._start = np.frombuffer(mapped, np.uint8).ctypes.data + begin
+    packed._entries = header["entries"]
+
+
+def _data_begin(header_bytes: int) -> int:
+    return -(-(16 + header_bytes) // _ALIGNMENT) * _ALIGNMENT
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:32]
