@@ -11,17 +11,20 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from minibert import Engine
+from minibert import Engine, model
 from minibert.compress.prune import PruneTarget, prune_model
 from minibert.compress.quantize import QuantizeOptions, quantize_model
 from minibert.compress.sparsify import sparsify_model
 from minibert.errors import ConfigError, InputError, WeightsError
+from minibert.kernels.cpu.loader import available
 from minibert.loading import load_model
+from minibert.ops.reference import ReferenceOps
 from minibert.weights.rewrite import Checkpoint
 from minibert.weights.sparsity import SparsityOptions
 from minibert.weights.tensors import open_tensors, to_float32
 
 WORDS = "the a cat dog sat on mat and bread stays soft in paper bag ice lake walk safe sun moon"
+needs_kernels = pytest.mark.skipif(not available()[0], reason="the CPU kernels are not built")
 QUERY = "encoder.layer.0.attention.self.query.weight"
 WIDE = "encoder.layer.1.output.dense.weight"
 
@@ -127,6 +130,79 @@ def test_reading_and_writing_a_sparse_checkpoint_gives_its_bytes(tiny: Any, tmp_
     checkpoint.save(tmp_path / "again")
     first, second = (tmp_path / name / "model.safetensors" for name in ("s", "again"))
     assert first.read_bytes() == second.read_bytes()
+
+
+# ---- how it runs -------------------------------------------------------------------------------
+class ToldOps(ReferenceOps):
+    """NumPy ops that remember what they were told of each layer's zeros."""
+
+    def __init__(self) -> None:
+        super().__init__("float32")
+        self.told: dict[str, str | None] = {}
+
+    def prepare_linear(self, weight: Any, bias: Any, *, name: str, **known: Any) -> Any:
+        self.told[name] = known.get("sparsity")
+        return super().prepare_linear(weight, bias, name=name, **known)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "heads", "multiple", "told", "told_after_heads"),
+    [
+        ("2:4", 4, 1, "2:4", "2:4"),
+        ("2:4", 4, 8, "2:4", "2:4"),  # heads of 12 become 16: groups of four stay whole
+        ("2:4", 8, 8, "2:4", None),  # heads of 6 become 8: groups of four are torn
+        ("block", 8, 8, "block", "block"),
+        ("unstructured", 4, 8, None, None),
+    ],
+)
+def test_the_ops_are_told_the_pattern_where_it_holds(
+    tiny: Any,
+    tmp_path: Path,
+    pattern: Any,
+    heads: int,
+    multiple: int,
+    told: str | None,
+    told_after_heads: str | None,
+) -> None:
+    folder = tiny("electra", num_attention_heads=heads)  # its embeddings are projected
+    sparsify_model(folder, tmp_path / "s", SparsityOptions(pattern), texts=texts())
+    loaded = load_model(tmp_path / "s")
+    ops = ToldOps()
+    ops.head_dim_multiple = multiple
+    model.prepare(ops, loaded.weights, loaded.config)
+    assert ops.told.pop("projection") is None
+    for name, found in ops.told.items():
+        assert found == (told_after_heads if name.endswith("attention_output") else told), name
+
+
+def test_a_dense_model_says_nothing_of_zeros(tiny: Any) -> None:
+    loaded, ops = load_model(tiny("bert")), ToldOps()
+    model.prepare(ops, loaded.weights, loaded.config)
+    assert set(ops.told.values()) == {None}
+
+
+@needs_kernels
+@pytest.mark.parametrize("pattern", ["2:4", "block"])
+def test_kernels_give_what_float64_gives_of_the_sparse_model(
+    tiny: Any, tmp_path: Path, pattern: Any
+) -> None:
+    sparsify_model(tiny("bert"), tmp_path / "s", SparsityOptions(pattern), texts=texts())
+    rows = {}
+    for device, dtype in (("cpu", "float32"), ("numpy", "float32"), ("numpy", "float64")):
+        with Engine.from_pretrained(tmp_path / "s", device=device, dtype=dtype) as engine:
+            rows[device, dtype] = engine.encode(texts(12)).astype(np.float64)
+    exact = rows["numpy", "float64"]
+    allowed = 2 * np.abs(rows["numpy", "float32"] - exact).max() + 2.0**-24 * np.abs(exact).max()
+    assert np.abs(rows["cpu", "float32"] - exact).max() <= allowed
+
+
+@needs_kernels
+def test_a_text_has_the_same_bytes_alone_and_in_a_batch(tiny: Any, tmp_path: Path) -> None:
+    sparsify_model(tiny("bert"), tmp_path / "s", SparsityOptions("block"), texts=texts())
+    with Engine.from_pretrained(tmp_path / "s", device="cpu") as engine:
+        together = engine.encode(texts(40))
+        alone = np.stack([engine.encode(text) for text in texts(40)])
+    assert together.tobytes() == alone.tobytes()
 
 
 # ---- what is refused ---------------------------------------------------------------------------

@@ -75,7 +75,9 @@ PackedLinear::PackedLinear(const Kernels* kernels, const char* format, const flo
   auto* bias_padded = static_cast<float*>(bias.reserve(sizeof(float) * static_cast<size_t>(padded)));
   std::fill(bias_padded, bias_padded + padded, 0.0f);
   if (bias_values != nullptr) std::copy(bias_values, bias_values + out_features, bias_padded);
-  void* memory = packed.reserve(kernel->weight_bytes(out_features, in_features));
+  void* memory = packed.reserve(kernel->kept_bytes != nullptr
+                                    ? kernel->kept_bytes(weight, out_features, in_features)
+                                    : kernel->weight_bytes(out_features, in_features));
   kernel->pack(memory, weight, out_features, in_features);
   linear = {kernel, out_features, in_features, memory, bias_padded};
 }

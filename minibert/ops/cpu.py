@@ -30,7 +30,9 @@ __all__ = ["CpuArray", "CpuOps", "available"]
 FloatArray = NDArray[np.float32]
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 MATMUL_PRECISIONS = ("highest", "high", "medium")
+SPARSITIES = (None, "2:4", "block")
 MAX_HEAD_DIM = 1024
+_BLOCK_FORMAT = "float32-block"
 
 _ACTIVATIONS = {None: 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "silu": 4, "tanh": 5}
 _POOL_MODES = {
@@ -235,6 +237,7 @@ class CpuOps:
         *,
         name: str,
         dtype: str | None = None,
+        sparsity: str | None = None,
     ) -> Any:
         """See `Ops.prepare_linear`: packed into panels of the path."""
         values = np.ascontiguousarray(weight, np.float32)
@@ -243,6 +246,11 @@ class CpuOps:
         chosen = self.format
         if dtype is not None:
             chosen = linear_format(dtype, self.matmul_precision, self.path.formats)
+        if sparsity not in SPARSITIES:
+            raise InputError(f"sparsity must be one of {SPARSITIES}, got {sparsity!r}")
+        # Two of each four gain nothing here: see docs/cpu.md.
+        if sparsity == "block" and chosen == "float32" and _BLOCK_FORMAT in self.path.formats:
+            chosen = _BLOCK_FORMAT
         try:
             handle = self._native.pack_linear(
                 self.path.index,
