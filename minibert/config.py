@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from minibert.compression_config import read_quantization, read_sparsity
 from minibert.errors import ConfigError
 from minibert.ops.interface import Activation
+from minibert.weights.sparse_stored import Sparsity
 
 SUPPORTED_MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra")
 
@@ -81,7 +83,7 @@ _WITHOUT_EFFECT = frozenset(
     summary_type summary_use_proj suppress_tokens task_specific_params tie_encoder_decoder
     tie_word_embeddings tokenizer_class torch_dtype torchscript transformers.js_config
     transformers_version type_vocab_size unk_token_id use_bfloat16 use_cache use_return_dict
-    output_scores quantization_config layer_shapes
+    output_scores quantization_config sparsity_config layer_shapes
     bad_words_ids cross_attention_hidden_size diversity_penalty do_sample early_stopping
     encoder_no_repeat_ngram_size min_length no_repeat_ngram_size num_beam_groups num_beams
     num_return_sequences repetition_penalty temperature tf_legacy_loss top_k top_p typical_p
@@ -106,7 +108,8 @@ class EncoderConfig:
     Field names are the checkpoint's (BERT's); `embedding_size` differs from `hidden_size` where the
     embeddings are projected (ELECTRA). `first_position` is the position id of a text's first token.
     `layer_shapes` holds each layer's heads and feed-forward width where `minibert prune` made them
-    differ, `quantization` what `minibert quantize` did; both are empty for other checkpoints.
+    differ, `quantization` what `minibert quantize` did, `sparsity` what `minibert sparsify` did;
+    they are empty for other checkpoints.
     """
 
     model_type: str
@@ -128,6 +131,7 @@ class EncoderConfig:
     pruned_heads: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     layer_shapes: tuple[tuple[int, int], ...] = ()
     quantization: Mapping[str, Any] | None = None
+    sparsity: Sparsity | None = None
 
     def __post_init__(self) -> None:
         """Check ranges and divisibility.
@@ -280,7 +284,8 @@ class EncoderConfig:
                 architectures=_architectures(values, source),
                 pruned_heads=_pruned_heads(values, source),
                 layer_shapes=_layer_shapes(values, source),
-                quantization=_quantization(values, source),
+                quantization=read_quantization(values, source),
+                sparsity=read_sparsity(values, source),
             )
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}".replace(f"{source}: {source}", source)) from None
@@ -374,22 +379,3 @@ def _layer_shapes(values: Mapping[str, Any], source: str) -> tuple[tuple[int, in
             f"got {shapes!r:.200}"
         )
     return tuple((heads, width) for heads, width in shapes)
-
-
-def _quantization(values: Mapping[str, Any], source: str) -> Mapping[str, Any] | None:
-    found = values.get("quantization_config")
-    if found is None:
-        return None
-    if not isinstance(found, dict) or found.get("quant_method") != "minibert":
-        raise ConfigError(
-            f"{source}: quantization_config must be absent or of quant_method 'minibert', as "
-            f"`minibert quantize` writes it, got {found!r:.200}"
-        )
-    known = {"quant_method", "weight_bits", "embedding_bits", "float_layers", "migrated"}
-    unknown = sorted(set(found) - known)
-    if unknown or found.get("weight_bits") not in (4, 8):
-        raise ConfigError(
-            f"{source}: quantization_config must have weight_bits 4 or 8 and no keys but "
-            f"{sorted(known)}, got {found!r:.200}"
-        )
-    return found

@@ -41,6 +41,7 @@ def explain(
             f"{', '.join(path.name for path in weights.files)}: {weights.num_parameters:,} "
             f"parameters, {', '.join(weights.dtypes)} on disk",
         ),
+        *_sparsity(loaded),
         ("not used", ", ".join(weights.unused) or "nothing: every tensor of the files is used"),
         (
             "tokenizer",
@@ -79,6 +80,14 @@ def _heads(loaded: LoadedModel) -> str:
     heads = [layer.num_heads for layer in loaded.weights.layers]
     counts = str(heads[0]) if len(set(heads)) == 1 else "/".join(map(str, heads))
     return f"{counts} heads of {loaded.config.head_dim}"
+
+
+def _sparsity(loaded: LoadedModel) -> list[tuple[str, str]]:
+    found = loaded.config.sparsity
+    if found is None:
+        return []
+    rule = f"{found.pattern}: {found.fraction:.0%} of the layers' weights are zero"
+    return [("sparsity", f"{rule}, from config.json")]
 
 
 def _widths(loaded: LoadedModel) -> str:

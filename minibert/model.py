@@ -52,10 +52,17 @@ def prepare(ops: Ops, weights: EncoderWeights, config: EncoderConfig) -> Encoder
     multiple = ops.head_dim_multiple
     head_dim = -(-config.head_dim // multiple) * multiple
 
+    pattern = None if config.sparsity is None else config.sparsity.pattern
+
     def linear(name: str, source: LinearWeights) -> Any:
+        known: dict[str, str] = {}
         if weights.quantized and not source.quantized and ops.dtype == "int8":
-            return ops.prepare_linear(source.weight, source.bias, name=name, dtype="float32")
-        return ops.prepare_linear(source.weight, source.bias, name=name)
+            known["dtype"] = "float32"
+        # Heads filled up with zeros move the groups of four of what reads them.
+        moved = name.endswith(".attention_output") and config.head_dim % 4 != 0
+        if name.startswith("layer.") and (pattern == "block" or (pattern == "2:4" and not moved)):
+            known["sparsity"] = pattern
+        return ops.prepare_linear(source.weight, source.bias, name=name, **known)
 
     def norm(source: Any) -> Any:
         return ops.prepare_layer_norm(source.weight, source.bias, eps=eps)

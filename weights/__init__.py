@@ -1,1 +1,1 @@
-"""What is on disk: checkpoints, name tables, quantization, pruning."""
+"""What is on disk: checkpoints, name tables, quantization, pruning, sparsity."""

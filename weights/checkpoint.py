@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from minibert.config import EncoderConfig
 from minibert.errors import WeightsError
+from minibert.weights.masks import Mask
 from minibert.weights.names import LEGACY_NORM_NAMES, NAME_TABLES, NameTable
+from minibert.weights.sparse_stored import expand_all
 from minibert.weights.stored import read_quantized
 from minibert.weights.tensors import (
     FLOAT_DTYPES,
@@ -128,16 +130,25 @@ def load_encoder(folder: Path, config: EncoderConfig) -> EncoderWeights:
 
     Raises:
         WeightsError: a tensor is missing, misshapen, of an unsupported dtype, not finite, or
-            neither used nor known to be unused; or `open_tensors` refuses the files.
+            neither used nor known to be unused; or `open_tensors` or `expand_all` refuses the
+            files.
     """
-    return _Reader(open_tensors(folder), NAME_TABLES[config.model_type], config).read()
+    tensors, masks = expand_all(open_tensors(folder), config.sparsity)
+    return _Reader(tensors, masks, NAME_TABLES[config.model_type], config).read()
 
 
 class _Reader:
     """Takes each tensor once and keeps account of what was taken."""
 
-    def __init__(self, tensors: TensorFiles, table: NameTable, config: EncoderConfig) -> None:
+    def __init__(
+        self,
+        tensors: TensorFiles,
+        masks: dict[str, Mask],
+        table: NameTable,
+        config: EncoderConfig,
+    ) -> None:
         self.tensors = tensors
+        self.masks = masks
         self.table = table
         self.config = config
         self.where = tensors.files[0].parent  # for messages
@@ -202,6 +213,7 @@ class _Reader:
         def linear(part: str, out_features: int, in_features: int, label: str = "") -> Any:
             label = f"layer.{i}.{label or part}"  # the name that `prepare_linear` is given
             weights = self.linear(names[part], out_features, in_features)
+            self.check_sparse(names[part])
             return replace(weights, quantized=weights.quantized and label not in float_layers)
 
         parts = [
@@ -227,6 +239,15 @@ class _Reader:
             output=linear("output", config.hidden_size, intermediate_size),
             output_norm=self.norm(names["output_norm"], config.hidden_size),
         )
+
+    def check_sparse(self, name: str) -> None:
+        """Refuse a dense matrix in a layer that config.json calls sparse."""
+        full = f"{self.prefix}{name}.weight"
+        if self.config.sparsity is not None and not {full, f"{full}_q"} & set(self.masks):
+            raise WeightsError(
+                f"{self.where}: {full} must be stored as {full}_kept and {full}_index by "
+                "sparsity_config, it is dense"
+            )
 
     def rows(self, name: str) -> int:
         quantized = f"{self.prefix}{name}.weight_q"

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from minibert.weights.columns import settle_columns
 from minibert.weights.statistics import LinearStatistics
 from minibert.weights.stored import (
     GROUP_COLUMNS,
@@ -35,7 +36,6 @@ Rounding = Literal["nearest", "second-order"]
 
 LARGEST = {8: 127, 4: 7}
 _DAMPING = 0.01  # of the mean second moment, so that features that never vary stay solvable
-_BLOCK = 64  # columns whose corrections are applied to the rest in one product
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,11 @@ class QuantizedMatrix:
 
 
 def quantize_matrix(
-    weight: FloatArray, *, bits: int = 8, gram: FloatArray | None = None
+    weight: FloatArray,
+    *,
+    bits: int = 8,
+    gram: FloatArray | None = None,
+    keep: NDArray[np.bool_] | None = None,
 ) -> QuantizedMatrix:
     """Quantise a matrix row by row.
 
@@ -63,6 +67,8 @@ def quantize_matrix(
         bits: 8, a scale per row; or 4, a scale per `GROUP_COLUMNS` columns of a row.
         gram: second moments of the inputs (columns, columns), any scale, for second-order rounding;
             None rounds to the nearest.
+        keep: (rows, columns) where second-order rounding may make a zero something else; the
+            zeros of a sparse matrix stay. Everywhere when None.
     """
     values = np.asarray(weight, np.float64)
     scale = _scales(values, bits)
@@ -73,7 +79,7 @@ def quantize_matrix(
     if gram is None:
         q = np.clip(np.rint(steps), -LARGEST[bits], LARGEST[bits])
     else:
-        q = _round_second_order(steps, spread, np.asarray(gram, np.float64), LARGEST[bits])
+        q = _round_second_order(steps, spread, np.asarray(gram, np.float64), LARGEST[bits], keep)
     weight_q = q.astype(np.int8)
     if bits == 8:
         return QuantizedMatrix(weight_q, scale, dequantize(weight_q, scale))
@@ -90,7 +96,11 @@ def _scales(values: FloatArray, bits: int) -> Float32:
 
 
 def _round_second_order(
-    steps: FloatArray, spread: FloatArray, gram: FloatArray, largest: int
+    steps: FloatArray,
+    spread: FloatArray,
+    gram: FloatArray,
+    largest: int,
+    keep: NDArray[np.bool_] | None,
 ) -> FloatArray:
     """Round column by column, each column's error spread over those not yet rounded.
 
@@ -99,6 +109,7 @@ def _round_second_order(
         spread: (rows, columns), the scale of each value.
         gram: (columns, columns).
         largest: greatest magnitude.
+        keep: where a value may differ from 0; everywhere when None.
     """
     columns = steps.shape[1]
     # The largest value of a row keeps its step, which the stored form promises.
@@ -106,24 +117,19 @@ def _round_second_order(
     pinned = np.arange(columns)[None, :] == peak[:, None]
     top = np.rint(np.take_along_axis(steps, peak[:, None], axis=1))
     moments = gram + np.eye(columns) * (_DAMPING * max(np.trace(gram) / columns, 1e-12))
-    # Row i of the upper Cholesky factor of the inverse says how column i's error moves the later
-    # ones.
-    upper = np.linalg.cholesky(np.linalg.inv(moments)).T
-    current = steps * spread
     q = np.zeros_like(steps)
-    for begin in range(0, columns, _BLOCK):
-        end = min(begin + _BLOCK, columns)
-        errors = np.zeros((steps.shape[0], end - begin))
-        for j in range(begin, end):
-            scale = spread[:, j]
-            wanted = np.divide(current[:, j], scale, where=scale > 0, out=np.zeros(len(scale)))
-            q[:, j] = np.clip(np.rint(wanted), -largest, largest)
-            if largest == LARGEST[8]:
-                q[:, j] = np.where(pinned[:, j], top[:, 0], q[:, j])
-            error = (current[:, j] - q[:, j] * scale) / upper[j, j]
-            current[:, j + 1 : end] -= error[:, None] * upper[j, j + 1 : end]
-            errors[:, j - begin] = error
-        current[:, end:] -= errors @ upper[begin:end, end:]
+
+    def settle(j: int, column: FloatArray) -> FloatArray:
+        scale = spread[:, j]
+        wanted = np.divide(column, scale, where=scale > 0, out=np.zeros(len(scale)))
+        q[:, j] = np.clip(np.rint(wanted), -largest, largest)
+        if largest == LARGEST[8]:
+            q[:, j] = np.where(pinned[:, j], top[:, 0], q[:, j])
+        if keep is not None:
+            q[:, j] *= keep[:, j]
+        return q[:, j] * scale
+
+    settle_columns(steps * spread, moments, settle)
     return q
 
 

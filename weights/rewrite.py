@@ -18,15 +18,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minibert.config import EncoderConfig
 from minibert.errors import InputError
 from minibert.weights.checkpoint import LayerWeights, LinearWeights
+from minibert.weights.masks import Mask
 from minibert.weights.names import LEGACY_NORM_NAMES as LEGACY
 from minibert.weights.names import NAME_TABLES, NameTable
+from minibert.weights.sparse_stored import Sparsity, compact, expand_all
 from minibert.weights.tensors import (
     INDEX_FILE,
     SINGLE_FILE,
     TensorEntry,
-    TensorFiles,
     open_tensors,
     to_float32,
 )
@@ -48,7 +50,9 @@ class Checkpoint:
     Attributes:
         table: the names of the family.
         prefix: what stands before every encoder name in these files.
-        tensors: name in the file -> tensor, in the order of the files.
+        tensors: name in the file -> tensor, in the order of the files; sparse ones are whole.
+        sparsity: the pattern that masks follow, or None.
+        masks: name -> what is kept of a matrix that is stored sparse.
     """
 
     table: NameTable
@@ -56,17 +60,26 @@ class Checkpoint:
     tensors: dict[str, TensorEntry]
     files: tuple[Path, ...]
     changed: bool = field(default=False)
+    sparsity: Sparsity | None = None
+    masks: dict[str, Mask] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, folder: Path, model_type: str) -> Checkpoint:
-        """Map the tensors of a folder that `load_encoder` has accepted."""
-        tensors: TensorFiles = open_tensors(folder)
-        table = NAME_TABLES[model_type]
+    def open(cls, folder: Path, config: EncoderConfig) -> Checkpoint:
+        """Map the tensors of a folder that `load_encoder` has accepted with this config."""
+        tensors, masks = expand_all(open_tensors(folder), config.sparsity)
+        table = NAME_TABLES[config.model_type]
         probe = table.embeddings["word"]
         prefix = next(
             p for p in table.prefixes if p + probe in tensors or f"{p}{probe}_q" in tensors
         )
-        return cls(table, prefix, dict(tensors), tensors.files)
+        return cls(
+            table,
+            prefix,
+            dict(tensors),
+            tensors.files,
+            sparsity=config.sparsity,
+            masks=masks,
+        )
 
     def layer_name(self, layer: int, part: str, kind: str = "weight") -> str:
         """Full name of a layer's tensor: part is canonical ("query"), kind weight or bias."""
@@ -94,7 +107,12 @@ class Checkpoint:
         self.changed = True
 
     def replace(self, name: str, parts: Mapping[str, NDArray[Any]]) -> None:
-        """Put other tensors in the place of one, keeping its place in the order."""
+        """Put other tensors in the place of one, keeping its place in the order.
+
+        Of a sparse matrix the first of them takes over the mask.
+        """
+        if name in self.masks:
+            self.masks[next(iter(parts))] = self.masks.pop(name)
         file = self.tensors[name].file
         renewed: dict[str, TensorEntry] = {}
         for key, entry in self.tensors.items():
@@ -160,12 +178,13 @@ class Checkpoint:
             if self.files[0].name != SINGLE_FILE and index.is_file():
                 shutil.copyfile(index, folder / INDEX_FILE)
             return
-        write_safetensors(folder / SINGLE_FILE, self.tensors)
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of all tensors."""
-        return sum(entry.data.nbytes for entry in self.tensors.values())
+        stored: dict[str, TensorEntry] = {}
+        for name, entry in self.tensors.items():
+            if name in self.masks and self.sparsity is not None:
+                stored |= compact(name, entry, self.masks[name], self.sparsity)
+            else:
+                stored[name] = entry
+        write_safetensors(folder / SINGLE_FILE, stored)
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, TensorEntry]) -> None:

@@ -39,7 +39,7 @@ struct LinearCall {
 // How one number format is multiplied on one path. A job is a block of rows times a range of
 // panels; its result does not depend on how the call was divided into jobs.
 struct LinearKernel {
-  const char* format;   // "float32", "bfloat16", "float16", "int8", "bfloat16x3", "bfloat16x6"
+  const char* format;   // "float32", "float32-block", "bfloat16", "float16", "int8", ...
   int64_t panel_cols;   // output features that one packed panel holds
   int64_t block_rows;   // rows of a job: what keeps its slice of `hidden` in the second-level cache
   int64_t max_in_features;  // where an exact integer sum would overflow; 0: no limit
@@ -54,6 +54,8 @@ struct LinearKernel {
   size_t (*scratch_bytes)(int64_t in_features);
   void (*compute)(const Linear& linear, const LinearCall& call, int64_t row_begin, int64_t row_end,
                   int64_t panel_begin, int64_t panel_end, void* scratch);
+  // Formats whose size depends on which weights are zero; null: weight_bytes says it.
+  size_t (*kept_bytes)(const float* weight, int64_t out_features, int64_t in_features) = nullptr;
 };
 
 struct EmbedTable {

@@ -123,15 +123,14 @@ PyObject* py_adopt_linear(PyObject*, PyObject* const* values, Py_ssize_t count) 
   return PyCapsule_New(made, kLinearName, free_linear);
 }
 
-// linear_memory(linear) -> (address, bytes) of the laid out weights
+// linear_memory(linear) -> (address, bytes) of the laid out weights; 0 bytes where it was adopted
 PyObject* py_linear_memory(PyObject*, PyObject* const* values, Py_ssize_t count) {
   Arguments a(values, count, 1);
   const auto* packed = a.capsule<PackedLinear>(kLinearName);
   if (packed == nullptr) return nullptr;
-  const Linear& layer = packed->linear;
-  const size_t bytes = layer.kernel->weight_bytes(layer.out_features, layer.in_features);
-  PyObject* address = PyLong_FromVoidPtr(layer.packed);
-  return address == nullptr ? nullptr : Py_BuildValue("(Nn)", address, (Py_ssize_t)bytes);
+  PyObject* address = PyLong_FromVoidPtr(packed->linear.packed);
+  if (address == nullptr) return nullptr;
+  return Py_BuildValue("(Nn)", address, static_cast<Py_ssize_t>(packed->packed.bytes()));
 }
 
 // linear_bytes(linear) -> bytes of the packed layer

@@ -85,7 +85,9 @@ PackedLinear::PackedLinear(const Kernels* kernels, const char* format, const flo
   std::fill(bias_padded, bias_padded + padded, 0.0f);
   if (bias_values != nullptr) std::copy(bias_values, bias_values + out_features, bias_padded);
   if (weight != nullptr) {
-    packed = WeightMemory(kernel->weight_bytes(out_features, in_features));
+    packed = WeightMemory(kernel->kept_bytes != nullptr
+                              ? kernel->kept_bytes(weight, out_features, in_features)
+                              : kernel->weight_bytes(out_features, in_features));
     kernel->pack(packed.data(), weight, out_features, in_features);
     laid_out = packed.data();
   }

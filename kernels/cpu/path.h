@@ -4,6 +4,7 @@
 
 #include "attention.h"
 #include "layer_norm.h"
+#include "linear_block.h"
 #include "linear_float.h"
 
 namespace {

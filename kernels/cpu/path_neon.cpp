@@ -9,6 +9,7 @@
 namespace {
 constexpr minibert::LinearKernel kLinear[] = {
     float_kernel<Float32Weight>("float32"),
+    kBlockKernel,
     float_kernel<BFloat16Weight>("bfloat16"),
     float_kernel<Float16Weight>("float16"),
     kInt8Kernel,

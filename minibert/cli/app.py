@@ -32,6 +32,7 @@ COMMANDS = {
     "encode": "Encode texts into vectors.",
     "quantize": "Write a copy of a model with int8 or int4 weights.",
     "prune": "Write a smaller copy of a model: fewer heads, neurons, layers.",
+    "sparsify": "Write a copy of a model with single weights left out.",
     "distil": "Write a student of a model: fewer layers, fitted to their teacher.",
     "explain": "Show how a model is read and run, and why.",
     "doctor": "Show what this machine offers minibert and what is missing.",

@@ -124,8 +124,8 @@ def prune_model(
         progress: show a bar on standard error.
 
     Raises:
-        InputError: too few texts, a model that is quantised, a target out of reach, or a folder
-            that is taken.
+        InputError: too few texts, a model that is quantised or sparse, a target out of reach, or a
+            folder that is taken.
         CheckpointError: the original cannot be loaded.
     """
     check_output(target_folder, model, overwrite=overwrite)
@@ -135,6 +135,11 @@ def prune_model(
         raise InputError(
             f"model must hold float weights to be pruned, '{model}' is quantized: prune its "
             "original, then quantize the result"
+        )
+    if loaded.config.sparsity is not None:
+        raise InputError(
+            f"model must be dense to be pruned, '{model}' is sparse: prune its original, then "
+            "sparsify the result"
         )
     count = len(loaded.weights.layers)
     if target.drop_layers >= count:
@@ -177,7 +182,7 @@ def write_weights(
         source: the original's encoder folder.
         target: an existing folder.
     """
-    checkpoint = Checkpoint.open(source, loaded.config.model_type)
+    checkpoint = Checkpoint.open(source, loaded.config)
     for number, layer in zip(kept, weights.layers, strict=True):
         checkpoint.write_layer(number, loaded.weights.layers[number], layer)
         checkpoint.write_norms(number, loaded.weights.layers[number], layer)

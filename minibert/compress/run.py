@@ -176,16 +176,19 @@ def interleaved_seconds(runs: Sequence[PreparedRun], rounds: int = 5) -> list[fl
     return medians
 
 
-def layer_flops(layer: LayerWeights, num_tokens: int, sum_squared_seqlens: int) -> int:
+def layer_flops(
+    layer: LayerWeights, num_tokens: int, sum_squared_seqlens: int, *, sparse: bool = False
+) -> int:
     """Floating-point operations of one layer's products; a multiply-add counts two.
 
     Args:
         layer: its own shapes are used.
         num_tokens: of all texts.
         sum_squared_seqlens: of all texts.
+        sparse: count no product with a weight that is zero.
     """
     linear = sum(
-        part.weight.size
+        np.count_nonzero(part.weight) if sparse else part.weight.size
         for part in (layer.qkv, layer.attention_output, layer.intermediate, layer.output)
     )
     context = layer.qkv.weight.shape[0] // 3
@@ -193,7 +196,8 @@ def layer_flops(layer: LayerWeights, num_tokens: int, sum_squared_seqlens: int) 
 
 
 def encoder_flops(weights: EncoderWeights, texts: TextRun) -> int:
-    """Floating-point operations of all layers over these texts."""
+    """Floating-point operations of all layers over these texts; of sparse ones, the needed."""
+    sparse = texts.loaded.config.sparsity is not None
     seqlens = [ids.size for ids in texts.tokenized.input_ids]
     squares = sum(n * n for n in seqlens)
-    return sum(layer_flops(layer, sum(seqlens), squares) for layer in weights.layers)
+    return sum(layer_flops(layer, sum(seqlens), squares, sparse=sparse) for layer in weights.layers)

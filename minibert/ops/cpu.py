@@ -42,6 +42,8 @@ __all__ = ["CpuArray", "CpuOps", "available"]
 FloatArray = NDArray[np.float32]
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 MATMUL_PRECISIONS = ("highest", "high", "medium")
+SPARSITIES = (None, "2:4", "block")
+_BLOCK_FORMAT = "float32-block"
 
 
 class CpuOps:
@@ -134,6 +136,7 @@ class CpuOps:
         *,
         name: str,
         dtype: str | None = None,
+        sparsity: str | None = None,
     ) -> Any:
         """See `Ops.prepare_linear`: packed into panels of the path."""
         values = np.ascontiguousarray(weight, np.float32)
@@ -142,6 +145,11 @@ class CpuOps:
         chosen = self.format
         if dtype is not None:
             chosen = linear_format(dtype, self.matmul_precision, self.path.formats)
+        if sparsity not in SPARSITIES:
+            raise InputError(f"sparsity must be one of {SPARSITIES}, got {sparsity!r}")
+        # Two of each four gain nothing here: see docs/cpu.md.
+        if sparsity == "block" and chosen == "float32" and _BLOCK_FORMAT in self.path.formats:
+            chosen = _BLOCK_FORMAT
         shape = (out_features, in_features)
         found = self.packed.find(name, chosen, shape) if self.packed else None
         lay_out = self._native.pack_linear if found is None else self._native.adopt_linear

@@ -168,6 +168,7 @@ class CudaOps:
         *,
         name: str,
         dtype: str | None = None,
+        sparsity: str | None = None,
     ) -> Linear:
         """See `Ops.prepare_linear`. int8 is for the encoder's layers; heads stay float16.
 

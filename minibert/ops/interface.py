@@ -103,6 +103,7 @@ class Ops(Protocol):
         *,
         name: str,
         dtype: str | None = None,
+        sparsity: str | None = None,
     ) -> Any:
         """Lay out one linear layer.
 
@@ -115,6 +116,10 @@ class Ops(Protocol):
                 layer that a quantised checkpoint kept as float. Weights that come from int8 are
                 exact products of an integer in -127..127 and a scale per output feature, with
                 127 among each row's magnitudes, so int8 finds both again exactly.
+            sparsity: where the weight's zeros are: "2:4", two of each four consecutive inputs of
+                every row at least; "block", the same inputs for each 16 consecutive rows; None,
+                nothing is known. A device may profit from it; the result is the product with the
+                weight as it is given.
         """
         ...
 

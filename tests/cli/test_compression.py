@@ -1,4 +1,4 @@
-"""`minibert quantize`, `prune` and `distil` as a person runs them."""
+"""`minibert quantize`, `prune`, `sparsify` and `distil` as a person runs them."""
 
 from __future__ import annotations
 
@@ -37,6 +37,8 @@ def minibert(*arguments: object) -> Result:
         ("prune", "--flops", "0.7"),
         ("prune", "--drop-layers", "1", "--align"),
         ("distil", "--layers", "2"),
+        ("sparsify", "--pattern", "2:4", "--method", "magnitude", "--reconstruct", "columns"),
+        ("sparsify", "--pattern", "block", "--sparsity", "0.25", "--regrow", "1"),
     ],
     ids=" ".join,
 )
@@ -65,6 +67,10 @@ def test_pruning_nothing_says_so(tiny: Any, tmp_path: Path, texts_file: Path) ->
         (("quantize", "--max-texts", "10"), "--texts"),
         (("prune", "--flops", "0.5", "--speedup", "2"), "one of"),
         (("distil", "--layers", "7"), "layers must be"),
+        (("sparsify", "--pattern", "2:4", "--sparsity", "0.6"), "0.5 for pattern 2:4"),
+        (("sparsify", "--pattern", "block", "--reconstruct", "none", "--regrow", "2"), "regrow"),
+        (("sparsify", "--pattern", "block", "--sparsity", "1"), "--sparsity"),
+        (("sparsify",), "--pattern"),
     ],
     ids=str,
 )

@@ -72,6 +72,30 @@ def test_linear_is_as_exact_as_float32(
     reference.assert_close(out.reshape(rows, -1), compute(np.float32), compute(np.float64))
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_block_linear_is_as_exact_as_float32(runner: Path, reference: Any, threads: int) -> None:
+    rng = np.random.default_rng(2)
+    rows, out_features, in_features = 23, 37, 800
+    x = rng.standard_normal((rows, in_features)).astype(np.float32)
+    weight = rng.standard_normal((out_features, in_features)).astype(np.float32)
+    kept = [rng.permutation(in_features)[:400] for _ in range(0, out_features, 16)]
+    for panel, places in enumerate(kept):
+        weight[16 * panel : 16 * panel + 16, np.setdiff1d(np.arange(in_features), places)] = 0
+    arrays = (x, weight, rng.standard_normal(out_features), rng.standard_normal((rows, 37)))
+    shape = rows, out_features, in_features
+    out = run(runner, "neon", threads, "linear", "float32-block", *shape, 1, 1, arrays=arrays)
+
+    def compute(dtype: Any) -> Any:
+        h, w, b, r = (array.astype(np.float32).astype(dtype) for array in arrays)
+        panels = [
+            h[:, places] @ w[16 * panel : 16 * panel + 16, places].T
+            for panel, places in enumerate(kept)
+        ]
+        return reference.activate(np.concatenate(panels, axis=1) + b, "gelu") + r
+
+    reference.assert_close(out.reshape(rows, -1), compute(np.float32), compute(np.float64))
+
+
 @pytest.mark.parametrize("path", ["portable", *PATHS])
 def test_int8_sums_are_exact(runner: Path, path: str) -> None:
     # Extreme values: 255 * 127 * 70 in every sum, of either sign.
