@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minibert.kernels.cuda.linear import NARROW_ROWS, gemm_tiles
+from minibert.kernels.cuda.linear import NARROW_ROWS, gemm_tiles, sparse_tiles
 from minibert.kernels.cuda.target import Target
 
 __all__ = ["describe"]
@@ -34,6 +34,13 @@ def describe(target: Target) -> dict[str, tuple[bool, str]]:
             True,
             f"gemm_int8.cu: mma.sync {int8_step}, copies and tiles as float16; gemm_narrow.cu up "
             f"to {NARROW_ROWS} tokens, whose integer sums are the same bytes",
+        ),
+        "linear 2:4 sparse": (
+            modern,
+            f"gemm_sparse.cu: mma.sp m16n8k32 in 16 bits, {sparse_tiles(target)[0].stages} to "
+            f"{sparse_tiles(target)[-1].stages} stages; dense in int8 and float32"
+            if modern
+            else f"the dense kernels: mma.sp begins with 8.0, this is {capability / 10:.1f}",
         ),
         "few tokens": (
             True,

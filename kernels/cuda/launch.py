@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 
 from minibert.errors import InputError
 from minibert.kernels.cuda.describe import describe
-from minibert.kernels.cuda.linear import ACTIVATIONS, NARROW_ROWS, gemm, gemm_narrow, gemm_tiles
+from minibert.kernels.cuda.linear import (
+    ACTIVATIONS,
+    NARROW_ROWS,
+    gemm,
+    gemm_narrow,
+    gemm_sparse,
+    gemm_tiles,
+    has_sparse_gemm,
+    sparse_tiles,
+)
 from minibert.kernels.cuda.target import (
     CTYPES,
     MAX_GRID_Y,
@@ -39,12 +48,15 @@ __all__ = [
     "embed_layer_norm",
     "gemm",
     "gemm_narrow",
+    "gemm_sparse",
     "gemm_tiles",
+    "has_sparse_gemm",
     "layer_norm",
     "normalize",
     "pool",
     "quantize_rows",
     "softmax",
+    "sparse_tiles",
     "target_for",
 ]
 

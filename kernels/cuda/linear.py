@@ -12,7 +12,18 @@ from dataclasses import dataclass
 from minibert.errors import InputError
 from minibert.kernels.cuda.target import MAX_GRID_Y, Launch, Target, ceil_div, element_type
 
-__all__ = ["ACTIVATIONS", "NARROW_ROWS", "Tile", "gemm", "gemm_narrow", "gemm_tiles"]
+__all__ = [
+    "ACTIVATIONS",
+    "NARROW_ROWS",
+    "SparseTile",
+    "Tile",
+    "gemm",
+    "gemm_narrow",
+    "gemm_sparse",
+    "gemm_tiles",
+    "has_sparse_gemm",
+    "sparse_tiles",
+]
 
 ACTIVATIONS = {
     None: "kNone",
@@ -61,6 +72,33 @@ class Tile:
             self.stages,
         )
         return f"Tile<{', '.join(map(str, values))}>"
+
+
+@dataclass(frozen=True, slots=True)
+class SparseTile:
+    """A tile of gemm_sparse.cu: `block_m` outputs, `block_n` tokens, 64 inputs at a time."""
+
+    block_m: int
+    block_n: int
+    warp_m: int
+    warp_n: int
+    stages: int
+
+    @property
+    def block_size(self) -> int:
+        """Threads of a block."""
+        return 32 * (self.block_m // self.warp_m) * (self.block_n // self.warp_n)
+
+    @property
+    def smem_bytes(self) -> int:
+        """Shared memory of the ring: kept values, tokens, places."""
+        return (self.block_m * 64 + self.block_n * 128 + self.block_m * 8) * self.stages
+
+    @property
+    def text(self) -> str:
+        """The type in the kernel's text."""
+        values = (self.block_m, self.block_n, self.warp_m, self.warp_n, self.stages)
+        return f"SparseTile<{', '.join(map(str, values))}>"
 
 
 def gemm(
@@ -148,6 +186,69 @@ def gemm_tiles(target: Target) -> tuple[Tile, ...]:
         Tile(32, 32, 8, 16, 32, rings[2]),
         Tile(16, 32, 8, 16, 32, rings[3]),
     )
+
+
+def gemm_sparse(
+    target: Target,
+    dtype: str,
+    activation: str | None,
+    *,
+    num_rows: int,
+    out_features: int,
+    in_features: int,
+) -> Launch:
+    """Launch of gemm_sparse.cu, for weights laid out by `sparse_layout.py`; arguments as of `gemm`.
+
+    Raises:
+        InputError: a size, dtype or device that the kernel does not support.
+    """
+    ctype, function = element_type(target, dtype), _activation(activation)
+    if not has_sparse_gemm(target, dtype):
+        raise InputError(
+            "gemm_sparse must have float16 or bfloat16 and compute capability 8.0, "
+            f"got {dtype} and {target.compute_capability / 10:.1f}"
+        )
+    for name, size in (("in_features", in_features), ("out_features", out_features)):
+        if size % 8:
+            raise InputError(f"{name} must be a multiple of 8, got {size}")
+    tile = _choose_sparse_tile(target, num_rows, out_features)
+    columns = ceil_div(num_rows, tile.block_n)
+    if columns > MAX_GRID_Y:
+        raise InputError(f"num_rows must be at most {MAX_GRID_Y * tile.block_n}, got {num_rows}")
+    return Launch(
+        "gemm_sparse.cu",
+        f"gemm_sparse_kernel<{ctype}, {function}, {tile.text}>",
+        (ceil_div(out_features, tile.block_m), columns, 1),
+        tile.block_size,
+        tile.smem_bytes,
+    )
+
+
+def has_sparse_gemm(target: Target, dtype: str) -> bool:
+    """Whether a device has sparse tensor cores for a dtype."""
+    return target.compute_capability >= 80 and dtype in ("float16", "bfloat16")
+
+
+def sparse_tiles(target: Target) -> tuple[SparseTile, ...]:
+    """Tiles of gemm_sparse.cu for a device, most tokens first; rings as of `gemm_tiles`."""
+    rings = (3, 3, 4, 6) if target.smem_bytes < 131072 else (3, 4, 6, 8)
+    return (
+        SparseTile(128, 128, 64, 64, rings[0]),
+        SparseTile(64, 64, 32, 32, rings[1]),
+        SparseTile(64, 32, 32, 16, rings[2]),
+        SparseTile(64, 16, 32, 8, rings[3]),
+    )
+
+
+def _choose_sparse_tile(target: Target, num_rows: int, out_features: int) -> SparseTile:
+    """The largest tile that still gives every multiprocessor a block and is not mostly empty."""
+    tiles = sparse_tiles(target)
+    for tile in tiles:
+        blocks = ceil_div(num_rows, tile.block_n) * ceil_div(out_features, tile.block_m)
+        if tile.block_n < 2 * max(num_rows, 9) and blocks >= target.num_sms:
+            return tile
+    # Too little work for the device: the smallest tile that reads the weights once, or twice.
+    return next(tile for tile in reversed(tiles) if tile.block_n >= min(num_rows, 32))
 
 
 def _choose_tile(target: Target, num_rows: int, out_features: int) -> Tile:

@@ -235,6 +235,7 @@ class CpuOps:
         *,
         name: str,
         dtype: str | None = None,
+        sparsity: str | None = None,
     ) -> Any:
         """See `Ops.prepare_linear`: packed into panels of the path."""
         values = np.ascontiguousarray(weight, np.float32)

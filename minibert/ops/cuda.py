@@ -167,16 +167,24 @@ class CudaOps(CudaOperations):
         *,
         name: str,
         dtype: str | None = None,
+        sparsity: str | None = None,
     ) -> Linear:
         """See `Ops.prepare_linear`. int8 is for the encoder's layers; heads stay float16.
 
         A layer that is to be more exact than int8 (`dtype` is another one) is float16, too.
+        2:4 sparse weights run on the sparse tensor cores in float16 and bfloat16 from sm_80 on.
         """
         encoder = re.match(r"layer\.\d+\.", name) is not None
         chosen = self.dtype if dtype is None else dtype
         quantized = chosen == "int8" and encoder and name not in self.float_layers
         return make_linear(
-            self.device, weight, bias, dtype=self._float, quantized=quantized, name=name
+            self.device,
+            weight,
+            bias,
+            dtype=self._float,
+            quantized=quantized,
+            name=name,
+            sparsity=sparsity,
         )
 
     def prepare_layer_norm(

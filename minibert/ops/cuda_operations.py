@@ -92,6 +92,8 @@ class CudaOperations:
         out = self._new(hidden.num_rows, weights.out_features, self._float, hidden.per_seq)
         if residual is not None and residual.shape != out.shape:
             raise InputError(f"residual must have the shape {out.shape}, got {residual.shape}")
+        if weights.places is not None:
+            return self._sparse(out, hidden, weights, activation, residual)
         quantized = weights.weight_scale is not None
         narrow = (
             hidden.num_rows <= launches.NARROW_ROWS
@@ -123,6 +125,32 @@ class CudaOperations:
             out.num_rows,
             weights.stored_out,
             weights.stored_in,
+        )
+        return out
+
+    def _sparse(
+        self,
+        out: DeviceArray,
+        hidden: DeviceArray,
+        weights: Linear,
+        activation: Activation | None,
+        residual: DeviceArray | None,
+    ) -> DeviceArray:
+        """`linear` with 2:4 sparse weights."""
+        sizes = {
+            "num_rows": out.num_rows,
+            "out_features": weights.stored_out,
+            "in_features": weights.stored_in,
+        }
+        self._launch(
+            launches.gemm_sparse(self.device.target, self._float, activation, **sizes),
+            out.data,
+            hidden.data,
+            weights.weight,
+            weights.places,
+            weights.bias,
+            residual.data if residual else None,
+            *sizes.values(),
         )
         return out
 

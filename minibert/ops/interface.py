@@ -103,6 +103,7 @@ class Ops(Protocol):
         *,
         name: str,
         dtype: str | None = None,
+        sparsity: str | None = None,
     ) -> Any:
         """Lay out one linear layer.
 
@@ -115,6 +116,7 @@ class Ops(Protocol):
                 layer that a quantised checkpoint kept as float. Weights that come from int8 are
                 exact products of an integer in -127..127 and a scale per output feature, with
                 127 among each row's magnitudes, so int8 finds both again exactly.
+            sparsity: "2:4" where every output keeps at most 2 of each 4 consecutive inputs.
         """
         ...
 

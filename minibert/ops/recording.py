@@ -97,9 +97,11 @@ class RecordingOps:
         *,
         name: str,
         dtype: str | None = None,
+        sparsity: str | None = None,
     ) -> _Named:
         """See `Ops.prepare_linear`; keeps the name."""
-        return _Named(name, self.inner.prepare_linear(weight, bias, name=name, dtype=dtype))
+        inner = self.inner.prepare_linear(weight, bias, name=name, dtype=dtype, sparsity=sparsity)
+        return _Named(name, inner)
 
     def prepare_layer_norm(
         self, weight: NDArray[Any], bias: NDArray[Any] | None, *, eps: float

@@ -86,7 +86,13 @@ class ReferenceOps:
         """See `Ops.close`: nothing to give back."""
 
     def prepare_linear(
-        self, weight: FloatArray, bias: FloatArray | None, *, name: str, dtype: str | None = None
+        self,
+        weight: FloatArray,
+        bias: FloatArray | None,
+        *,
+        name: str,
+        dtype: str | None = None,
+        sparsity: str | None = None,
     ) -> _Linear:
         """See `Ops.prepare_linear`: float32 stays where it is, in the mapped file."""
         return _Linear(

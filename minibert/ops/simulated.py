@@ -45,10 +45,18 @@ class SimulatedOps(ReferenceOps):
         self.ranges = ranges
 
     def prepare_linear(
-        self, weight: FloatArray, bias: FloatArray | None, *, name: str, dtype: str | None = None
+        self,
+        weight: FloatArray,
+        bias: FloatArray | None,
+        *,
+        name: str,
+        dtype: str | None = None,
+        sparsity: str | None = None,
     ) -> Any:
         """See `Ops.prepare_linear`; keeps the name."""
-        return _Named(name, super().prepare_linear(weight, bias, name=name, dtype=dtype))
+        return _Named(
+            name, super().prepare_linear(weight, bias, name=name, dtype=dtype, sparsity=sparsity)
+        )
 
     def linear(
         self,
