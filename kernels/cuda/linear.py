@@ -131,8 +131,8 @@ def gemm(
         raise InputError(f"in_features must be a multiple of {multiple}, got {in_features}")
     if out_features % (1 if dtype == "float32" else 8):
         raise InputError(f"out_features must be a multiple of 8, got {out_features}")
-    if quantized and in_features > 133144:
-        raise InputError(f"in_features must be at most 133144 in int8, got {in_features}")
+    if quantized and in_features > 66311:
+        raise InputError(f"in_features must be at most 66311 in int8, got {in_features}")
     if dtype == "float32" and not quantized:
         return _gemm_float32(target, function, num_rows, out_features)
     tile = _choose_tile(target, num_rows, out_features)

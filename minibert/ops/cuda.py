@@ -10,9 +10,9 @@ device, and no library but our own kernels is called, so that a pass can be capt
 
 Numbers: `float32` computes in float32 throughout. `float16` and `bfloat16` store activations and
 matrices in 16 bits, and compute sums, softmax, norms and everything pooled in float32. `int8`
-quantizes the linear layers of the encoder (weights per channel, activations per token, computed
-from the token) and is `float16` in the rest. A text's bytes depend neither on its place in a batch
-nor on the batch.
+quantizes the linear layers of the encoder (weights per channel; activations per token with a zero
+point, computed from the token) and is `float16` in the rest. A text's bytes depend neither on its
+place in a batch nor on the batch.
 """
 
 from __future__ import annotations

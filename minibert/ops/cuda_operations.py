@@ -113,7 +113,8 @@ class CudaOperations:
         operand, act_scale = self._quantized(hidden) if quantized else (hidden, None)
         scales: tuple[Any, ...] = ()
         if narrow or quantized:
-            scales = (act_scale.data if act_scale else None, weights.weight_scale)
+            row_scale = act_scale.data if act_scale else None
+            scales = (row_scale, weights.weight_scale, weights.weight_sum)
         self._launch(
             launch,
             out.data,
@@ -277,11 +278,11 @@ class CudaOperations:
         return self._running().new(num_rows, num_columns, dtype, per_seq=per_seq)
 
     def _new_quantized(self, array: DeviceArray) -> tuple[DeviceArray, DeviceArray]:
-        """Room for the int8 companion of an array: the same rows, and their scales."""
+        """Room for the int8 companion of an array: its rows, and the RowScale of each."""
         rows = array.num_rows
         array.quantized = (
             self._new(rows, array.num_columns, "int8", array.per_seq),
-            self._running().new(rows, 1, "float32", per_seq=array.per_seq, padded=False),
+            self._running().new(rows, 2, "float32", per_seq=array.per_seq, padded=False),
         )
         return array.quantized
 

@@ -37,6 +37,7 @@ class Linear:
         stored_in: columns of its input as stored.
         bias: (stored_out,) float32, zeros where the checkpoint has none.
         weight_scale: (stored_out,) float32 for int8, else None.
+        weight_sum: (stored_out,) int32, sums of the rows of an int8 weight, else None.
         in_features: columns of its input.
         out_features: columns of its output.
     """
@@ -44,6 +45,7 @@ class Linear:
     weight: Any
     bias: Any
     weight_scale: Any
+    weight_sum: Any
     in_features: int
     out_features: int
     stored_in: int
@@ -143,7 +145,7 @@ def make_linear(
     out_features, in_features = weight.shape
     stored_out = pad_to(out_features, PADDING)
     stored_in = pad_to(in_features, QUANTIZED_PADDING if quantized else PADDING)
-    weight_scale = places = None
+    weight_scale = weight_sum = places = None
     if sparsity is not None and not quantized and has_sparse_gemm(device.target, dtype):
         whole = _padded_matrix(to_dtype(weight, dtype, name=name), stored_out, stored_in)
         stored, words = pack_two_of_four(whole)
@@ -152,12 +154,14 @@ def make_linear(
         weight_q, scale = quantize_weight(weight)
         weight_scale = device.to_device(_padded_vector(scale, stored_out))
         stored = _padded_matrix(weight_q, stored_out, stored_in)
+        weight_sum = device.to_device(stored.sum(axis=1, dtype=np.int32))
     else:
         stored = _padded_matrix(to_dtype(weight, dtype, name=name), stored_out, stored_in)
     return Linear(
         device.to_device(stored),
         device.to_device(_padded_vector(bias, stored_out)),
         weight_scale,
+        weight_sum,
         in_features,
         out_features,
         stored_in,
