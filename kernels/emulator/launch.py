@@ -225,7 +225,7 @@ class Kernel:
         """Everything reachable: arguments, parameters, variables."""
         space = AddressSpace()
         for variable in self._variables.values():
-            variable.owner.writers = None
+            variable.owner.writers = variable.owner.stamps = None
             space.allocations[variable.base >> ID_SHIFT] = variable
         pack_arguments(self._program, args, space, chunk.parameters)
         block = Allocation(
