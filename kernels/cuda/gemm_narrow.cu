@@ -31,7 +31,7 @@ __device__ __forceinline__ uint4 load_chunk(const uint4* matrix, int row, int nu
 }
 
 template <typename T, typename In, Activation kActivation, int kRowTiles>
-__global__ void __launch_bounds__(kBlockSize)
+__global__ void __launch_bounds__(kBlockSize, 2)
     gemm_narrow_kernel(T* __restrict__ out, const In* __restrict__ hidden,
                        const In* __restrict__ weight, const RowScale* __restrict__ act_scale,
                        const float* __restrict__ weight_scale,
