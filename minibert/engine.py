@@ -7,7 +7,6 @@ import os
 import sys
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -23,18 +22,20 @@ from minibert.arguments import (
     check_prompts,
     check_truncate_dim,
 )
+from minibert.assembly import Parts, Wishes, assemble
+from minibert.collect import as_items, collect, finished
 from minibert.errors import EngineClosedError, InputError
 from minibert.explain import explain
 from minibert.fidelity import Fidelity, compare
 from minibert.hub import find_model
-from minibert.loading import LoadedModel, load_model, parse_memory
-from minibert.ops.select import check_device, make_ops
+from minibert.loading import load_model, parse_memory
+from minibert.ops.select import DeviceOptions, check_devices, check_float_layers
 from minibert.pooling import output_dimension
-from minibert.precision import Precision, quantize_embeddings
-from minibert.preparation import Preparation, Truncation
-from minibert.runner import Runner, make_runner
-from minibert.similarity import SIMILARITIES, normalize_rows, similarity
-from minibert.tokenizer import TokenizedTexts, TruncationSide
+from minibert.precision import Precision
+from minibert.preparation import Truncation
+from minibert.similarity import similarity
+from minibert.stream import in_chunks
+from minibert.tokenizer import TruncationSide
 
 OutputValue = Literal["sentence_embedding", "token_embeddings"]
 
@@ -49,23 +50,14 @@ class Engine:
     beside it, on their order or on the thread.
     """
 
-    def __init__(
-        self,
-        loaded: LoadedModel,
-        runner: Runner,
-        preparation: Preparation,
-        *,
-        device_reason: str,
-        truncate_dim: int | None,
-        similarity_function: str,
-    ) -> None:
-        """Put the parts together; `from_pretrained` is the way to make an engine."""
-        self._loaded = loaded
-        self._runner = runner
-        self._preparation = preparation
-        self._device_reason = device_reason
-        self._truncate_dim = truncate_dim
-        self._similarity = similarity_function
+    def __init__(self, parts: Parts) -> None:
+        """Hold the parts; `from_pretrained` is the way to make an engine."""
+        self._loaded = parts.loaded
+        self._runner = parts.runner
+        self._preparation = parts.preparation
+        self._device_reason = parts.device_reason
+        self._truncate_dim = parts.truncate_dim
+        self._similarity = parts.similarity_function
         self._lock = threading.Lock()
         self._closed = False
 
@@ -75,6 +67,7 @@ class Engine:
         path_or_name: str | os.PathLike[str],
         *,
         device: str = "auto",
+        devices: Sequence[str] | None = None,
         dtype: str | None = None,
         matmul_precision: str = "highest",
         max_batch_tokens: int | None = None,
@@ -87,6 +80,9 @@ class Engine:
         truncate_dim: int | None = None,
         similarity_function: str | None = None,
         threads: int | None = None,
+        batch_invariant: bool = True,
+        float_layers: Collection[str] = (),
+        packed_weights: str | os.PathLike[str] | None = None,
         ignore_config_keys: Collection[str] = (),
         revision: str | None = None,
         token: str | bool | None = None,
@@ -100,14 +96,17 @@ class Engine:
             device: "auto" (a GPU where one is usable, else the CPU), "cpu", "cuda", "cuda:1",
                 "numpy" (no kernels), or "emulator" (the CUDA kernels without a GPU: slow, for
                 checking).
+            devices: in the place of `device`, several GPUs such as ["cuda:0", "cuda:1"] that share
+                the batches; each holds the whole model. They must have one compute capability, so
+                that a text has the same bytes on each.
             dtype: how linear layers compute: "float32", "float16", "bfloat16" or "int8", as far
                 as the device can; "float64" on NumPy, for checking. None is int8 for a model from
                 `minibert quantize` where the device has it, and float32 for all others.
-            matmul_precision: for float32: "highest", "high" or "medium".
+            matmul_precision: for float32: "highest", "high" or "medium"; on CUDA only "highest".
             max_batch_tokens: most tokens of one batch, a longer text is a batch by itself; the
                 device's choice when None.
             memory_limit: bytes, or a size such as "512MB", that running batches may take together
-                beyond the loaded model; batches are made smaller to fit.
+                beyond the loaded model, on each device; batches are made smaller to fit.
             max_length: most tokens of a text, special tokens included; from the files when None.
             truncation: a longer text is cut with one warning ("warn"), refused ("error") or cut
                 without a word ("silent").
@@ -117,6 +116,13 @@ class Engine:
             truncate_dim: leading dimensions to keep; the model's own setting when None.
             similarity_function: cosine, dot, euclidean or manhattan; the model's own when None.
             threads: most threads of the CPU kernels; all usable cores when None.
+            batch_invariant: False permits CUDA kernels for up to 32 tokens that are quicker, and
+                whose last bits in float16 and bfloat16 depend on the batch.
+            float_layers: linear layers that int8 leaves in float on CUDA, such as "layer.0.qkv";
+                elsewhere `minibert quantize` chooses them.
+            packed_weights: folder where the CPU kernels keep the weights as they laid them out:
+                processes then share them, and start sooner. It must be writable by none who may
+                not change the model.
             ignore_config_keys: keys of config.json known to have no effect on inference.
             revision: branch, tag or commit on the hub.
             token: hub token, or True for the stored one.
@@ -140,8 +146,28 @@ class Engine:
             raise InputError(
                 f"ignore_config_keys must be several names, got one str {ignore_config_keys!r}"
             )
-        limit = parse_memory(memory_limit)
-        check_device(device, matmul_precision=matmul_precision, threads=threads)
+        options = DeviceOptions(
+            dtype=dtype,
+            matmul_precision=matmul_precision,
+            threads=threads,
+            batch_invariant=batch_invariant,
+            float_layers=check_float_layers(float_layers),
+            packed_weights=None if packed_weights is None else Path(packed_weights),
+        )
+        wishes = Wishes(
+            device=device,
+            devices=devices,
+            options=options,
+            max_batch_tokens=max_batch_tokens,
+            memory_limit=parse_memory(memory_limit),
+            truncation=truncation,
+            truncation_side=truncation_side,
+            prompts=prompts or {},
+            default_prompt_name=default_prompt_name,
+            truncate_dim=truncate_dim,
+            similarity_function=similarity_function,
+        )
+        check_devices(device, devices, options)
         folder = find_model(
             path_or_name,
             revision=revision,
@@ -150,47 +176,7 @@ class Engine:
             local_files_only=local_files_only,
         )
         loaded = load_model(folder, max_length=max_length, ignore_config_keys=ignore_config_keys)
-        ops, reason = make_ops(
-            device,
-            dtype=dtype,
-            matmul_precision=matmul_precision,
-            threads=threads,
-            quantized=loaded.weights.quantized,
-        )
-        try:
-            all_prompts = {**loaded.sentence.prompts, **(prompts or {})}
-            default = default_prompt_name or loaded.sentence.default_prompt_name
-            if default is not None and (not isinstance(default, str) or default not in all_prompts):
-                raise InputError(
-                    f"default_prompt_name must be one of {sorted(all_prompts)}, got {default!r}"
-                )
-            function = similarity_function or loaded.sentence.similarity
-            if function not in SIMILARITIES:
-                raise InputError(
-                    f"similarity_function must be one of {', '.join(SIMILARITIES)}, "
-                    f"got {function!r}"
-                )
-            dimension = output_dimension(loaded.steps, loaded.config.hidden_size)
-            check_truncate_dim(truncate_dim, dimension)
-            runner = make_runner(ops, loaded, max_batch_tokens=max_batch_tokens, memory_limit=limit)
-            preparation = Preparation(
-                loaded,
-                prompts=all_prompts,
-                default_prompt_name=default,
-                truncation=truncation,
-                truncation_side=truncation_side,
-            )
-            return cls(
-                loaded,
-                runner,
-                preparation,
-                device_reason=reason,
-                truncate_dim=truncate_dim or loaded.sentence.truncate_dim,
-                similarity_function=function,
-            )
-        except BaseException:
-            ops.close()
-            raise
+        return cls(assemble(loaded, wishes))
 
     # ---- what the engine is --------------------------------------------------------------------
     @property
@@ -312,28 +298,23 @@ class Engine:
         )
         if show_progress_bar is None:
             show_progress_bar = _log.getEffectiveLevel() in (logging.INFO, logging.DEBUG)
-        want_states = output_value != "sentence_embedding"
-        rows, states = self._run(tokenized, skip, batch_size, show_progress_bar, want_states)
-        keep = truncate_dim or self._truncate_dim
-        rows = rows[:, :keep]
+        rows, states = collect(
+            self._runner,
+            tokenized,
+            skip=skip,
+            batch_size=batch_size,
+            dimension=full,
+            hidden_states=output_value != "sentence_embedding",
+            show_progress_bar=show_progress_bar,
+        )
+        rows = rows[:, : truncate_dim or self._truncate_dim]
         if output_value == "token_embeddings":
             return states[0] if single else states
         if output_value is None:
-            items = [
-                {
-                    "input_ids": tokenized.input_ids[i],
-                    "token_type_ids": tokenized.token_type_ids[i],
-                    "token_embeddings": states[i],
-                    "sentence_embedding": rows[i],
-                }
-                for i in range(len(texts))
-            ]
+            items = as_items(tokenized, rows, states)
             return items[0] if single else items
-        if normalize_embeddings:
-            rows = normalize_rows(rows)
-        if precision != "float32":
-            rows = quantize_embeddings(rows, precision)
-        return rows[0] if single else np.ascontiguousarray(rows)
+        rows = finished(rows, normalize=normalize_embeddings, precision=precision)
+        return rows[0] if single else rows
 
     def encode_query(self, inputs: str | Sequence[str], **options: Any) -> Any:
         """`encode` with the model's "query" prompt, or none: never the default one."""
@@ -360,30 +341,7 @@ class Engine:
         Raises:
             InputError: as `encode`, or chunk_size below 1.
         """
-        if chunk_size is None:
-            raise InputError("chunk_size must be at least 1, got None")
-        check_count("chunk_size", chunk_size)
-        if isinstance(inputs, str | bytes) or not isinstance(inputs, Iterable):
-            raise InputError(
-                f"inputs must be an iterable of texts, got one {type(inputs).__name__}"
-            )
-        if options.get("precision") in ("int8", "uint8"):
-            raise InputError(
-                "precision must be float32, binary or ubinary in a stream: int8 ranges would "
-                "differ between chunks; encode float32 and call quantize_embeddings with ranges"
-            )
-        iterator = iter(inputs)
-        first = 0
-        while chunk := list(islice(iterator, chunk_size)):
-            try:
-                rows = self.encode(chunk, **options)
-            except InputError as error:
-                if first == 0:
-                    raise
-                message = f"counted from text {first} of the stream: {error}"
-                raise type(error)(message) from None
-            yield rows
-            first += len(chunk)
+        return in_chunks(self.encode, inputs, chunk_size, options)
 
     def similarity(self, first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float32]:
         """Scores of all pairs, (n, m), by the model's similarity function."""
@@ -469,44 +427,3 @@ class Engine:
             found = next((name for name in names if name in self._preparation.prompts), None)
             return {**options, "prompt": ""} if found is None else {**options, "prompt_name": found}
         return options
-
-    def _run(
-        self,
-        tokenized: TokenizedTexts,
-        skip: int,
-        batch_size: int | None,
-        show_progress_bar: bool,
-        want_states: bool,
-    ) -> tuple[NDArray[Any], list[NDArray[Any]]]:
-        num_texts = len(tokenized.input_ids)
-        full = output_dimension(self._loaded.steps, self._loaded.config.hidden_size)
-        dtype = np.float64 if self._runner.ops.dtype == "float64" else np.float32
-        rows = np.zeros((num_texts, full), dtype)
-        states: list[NDArray[Any]] = [rows[0:0]] * (num_texts if want_states else 0)
-        bar = None
-        if show_progress_bar:
-            from tqdm.auto import tqdm
-
-            bar = tqdm(total=num_texts, desc="Texts", unit="text")
-
-        def deliver(
-            indices: NDArray[np.int32],
-            batch_rows: NDArray[Any],
-            hidden: NDArray[Any] | None,
-            cu_seqlens: NDArray[np.int32],
-        ) -> None:
-            rows[indices] = batch_rows
-            if hidden is not None:
-                for i, begin, end in zip(indices, cu_seqlens[:-1], cu_seqlens[1:], strict=True):
-                    states[i] = hidden[begin:end].copy()
-            if bar is not None:
-                bar.update(len(indices))
-
-        try:
-            self._runner.run(
-                tokenized, deliver, skip=skip, batch_size=batch_size, hidden_states=want_states
-            )
-        finally:
-            if bar is not None:
-                bar.close()
-        return rows, states

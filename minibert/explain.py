@@ -27,6 +27,7 @@ def explain(
     most = max(loaded.max_length, budget.max_batch_tokens)
     scratch = runner.scratch_bytes(most, loaded.max_length, most)
     limit = budget.memory_limit
+    each = " on each device" if len(runner.models) > 1 else ""
     scratch = scratch if limit is None else min(scratch, limit)
     rows = [
         ("model", str(loaded.folder)),
@@ -57,12 +58,11 @@ def explain(
         ("steps", f"{_steps(loaded)}, from {loaded.origins['pooling']}"),
         ("dimension", f"{dimension}, similarity {similarity_function}"),
         ("prompts", _prompts(preparation.prompts, preparation.default_prompt_name)),
-        ("device", f"{runner.ops.name} ({device_reason}), {runner.ops.dtype}"),
+        ("device", _device(runner, device_reason)),
         (
             "batches",
             f"at most {budget.max_batch_tokens:,} tokens or one text, {budget.num_streams} at "
-            "once; scratch "
-            f"at most {scratch * budget.num_streams / 1e6:.1f} MB"
+            f"once{each}; scratch at most {scratch * budget.num_streams / 1e6:.1f} MB{each}"
             + ("" if limit is None else f" (limit {limit * budget.num_streams / 1e6:.1f} MB)"),
         ),
         (
@@ -74,6 +74,15 @@ def explain(
     lines = [f"minibert {minibert.__version__}"]
     lines += [f"  {name:<11} {value}" for name, value in rows]
     return "\n".join(lines)
+
+
+def _device(runner: Runner, reason: str) -> str:
+    """Which devices, and how many batches each has computed where there are several."""
+    ops, count = runner.ops, len(runner.models)
+    if count == 1:
+        return f"{ops.name} ({reason}), {ops.dtype}"
+    done = " + ".join(map(str, runner.batches))
+    return f"{count} x {ops.name} ({reason}), {ops.dtype}; {done} batches so far"
 
 
 def _heads(loaded: LoadedModel) -> str:

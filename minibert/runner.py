@@ -1,7 +1,8 @@
-"""Runs planned batches over the streams of an Ops, within a memory limit.
+"""Runs planned batches over the streams of one device or several, within a memory limit.
 
-Workers take batches from a shared counter, so a slow core never holds up the others; which worker
-took a batch has no influence on its result. Callers in several threads share the streams.
+Workers take batches from a shared counter, so a slow core or a busy GPU never holds up the others;
+which worker and which device took a batch has no influence on its result. Callers in several
+threads share the streams.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,14 @@ from numpy.typing import NDArray
 
 from minibert import model, tokenizer
 from minibert.batch import Batch, IntArray, pack, plan_batches
+from minibert.budget import Budget, make_budget
 from minibert.config import EncoderConfig
 from minibert.errors import DeviceMemoryError, EngineClosedError, InputError, MemoryLimitError
 from minibert.loading import LoadedModel
 from minibert.ops.interface import Ops
+from minibert.ops.select import close_all
 from minibert.pooling import PreparedStep, apply_steps, prepare_steps
+from minibert.slots import Slots
 from minibert.tokenizer import TokenizedTexts
 
 OnBatch = Callable[[NDArray[np.int32], NDArray[Any], NDArray[Any] | None, IntArray], None]
@@ -35,33 +39,35 @@ _FEWEST_TOKENS_TO_SPLIT = 64  # below this per stream, one batch over all cores 
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
-    """Limits of the batches that run at once; `memory_limit` is that of one of them."""
+class DeviceModel:
+    """A model as one device has it: its Ops, and what `prepare` laid out there."""
 
-    max_batch_tokens: int
-    num_streams: int
-    memory_limit: int | None
+    ops: Ops
+    parameters: model.EncoderParameters
+    steps: tuple[PreparedStep, ...]
 
 
 class Runner:
-    """The prepared model and the machinery that runs batches through it. Thread-safe."""
+    """The prepared model and the machinery that runs batches through it. Thread-safe.
+
+    Attributes:
+        models: the model on each device; all devices give the same bytes.
+        ops: those of the first device, which stand for all where only sizes matter.
+        budget: limits of the batches of each device.
+        batches: that each device has computed.
+    """
 
     def __init__(
-        self,
-        ops: Ops,
-        config: EncoderConfig,
-        parameters: model.EncoderParameters,
-        steps: Sequence[PreparedStep],
-        budget: Budget,
+        self, models: Sequence[DeviceModel], config: EncoderConfig, budget: Budget
     ) -> None:
         """Hold the prepared parts; nothing runs yet."""
-        self.ops = ops
+        self.models = tuple(models)
+        self.ops = self.models[0].ops
         self.config = config
-        self.parameters = parameters
-        self.steps = tuple(steps)
         self.budget = budget
+        self.batches = [0] * len(self.models)
         self._executor: ThreadPoolExecutor | None = None
-        self._slots: threading.BoundedSemaphore
+        self._slots: Slots
         self._lock: threading.Lock
         self._closed: bool
         self._reset()
@@ -107,13 +113,15 @@ class Runner:
                 for i in iter(lambda: next(counter), None):
                     if i >= len(plan) or failed.is_set():
                         return
-                    with self._stream(alone=alone) as ops:
-                        self._run_batch(ops, texts, plan[i], skip, hidden_states, on_batch, deliver)
+                    with self._stream(alone=alone) as here:
+                        self._run_batch(
+                            here, texts, plan[i], skip, hidden_states, on_batch, deliver
+                        )
             except BaseException:
                 failed.set()
                 raise
 
-        workers = min(len(plan), self.budget.num_streams)
+        workers = min(len(plan), self.num_streams)
         if workers == 1:
             work()
             return
@@ -131,11 +139,16 @@ class Runner:
             if error is not None:
                 raise error
 
+    @property
+    def num_streams(self) -> int:
+        """Batches that run at once, on all devices together."""
+        return len(self.models) * self.budget.num_streams
+
     def scratch_bytes(self, num_tokens: int, max_seqlen: int, num_seqs: int) -> int:
         """Upper bound of one batch's scratch memory, in bytes."""
         shape = model.forward_shape(
             self.config,
-            self.parameters,
+            self.models[0].parameters,
             num_tokens=num_tokens,
             max_seqlen=max_seqlen,
             num_seqs=num_seqs,
@@ -162,7 +175,7 @@ class Runner:
         """
         most = max(self.budget.max_batch_tokens, max_seqlen)
         longest = min(most, self.config.max_tokens)
-        scratch = self.budget.num_streams * self.scratch_bytes(most, longest, most)
+        scratch = self.num_streams * self.scratch_bytes(most, longest, most)
         ids = 8 * num_tokens + _BYTES_PER_TEXT * num_texts
         rows = 4 * dimension * num_texts * 4  # the result, and copies while it is normalised
         return scratch + ids + rows + tokenizer.scratch_bytes(characters)
@@ -179,16 +192,14 @@ class Runner:
             executor, self._executor = self._executor, None
         if executor is not None:
             executor.shutdown(wait=True)
-        for _ in range(self.budget.num_streams):
-            self._slots.acquire()
-        self.ops.close()
-        self._slots.release(self.budget.num_streams)
+        with self._slots.all():
+            close_all([here.ops for here in self.models])
 
     def _reset(self) -> None:
         self._closed = False
         self._pid = os.getpid()
         self._executor = None
-        self._slots = threading.BoundedSemaphore(self.budget.num_streams)
+        self._slots = Slots(len(self.models), self.budget.num_streams)
         self._lock = threading.Lock()
 
     def _pool(self) -> ThreadPoolExecutor:
@@ -196,16 +207,20 @@ class Runner:
             self._check_open()
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(
-                    max(1, self.budget.num_streams - 1), thread_name_prefix="minibert"
+                    max(1, self.num_streams - 1), thread_name_prefix="minibert"
                 )
             return self._executor
 
     @contextmanager
-    def _stream(self, *, alone: bool) -> Iterator[Ops]:
-        with self._slots:
+    def _stream(self, *, alone: bool) -> Iterator[DeviceModel]:
+        """A stream of the device that has most to spare, as the model's Ops."""
+        with self._slots.one() as number:
             self._check_open()
-            with self.ops.stream(alone=alone) as ops:
-                yield ops
+            here = self.models[number]
+            with here.ops.stream(alone=alone) as ops:
+                yield replace(here, ops=ops)
+            with self._lock:
+                self.batches[number] += 1
 
     def _check_open(self) -> None:
         if self._closed:
@@ -213,7 +228,7 @@ class Runner:
 
     def _tokens_per_batch(self, seqlens: NDArray[np.int64]) -> int:
         """The budget, or less where an even share keeps every stream busy."""
-        budget, streams = self.budget.max_batch_tokens, self.budget.num_streams
+        budget, streams = self.budget.max_batch_tokens, self.num_streams
         total = int(seqlens.sum())
         share = -(-total // streams)
         if streams == 1 or share >= budget or share < _FEWEST_TOKENS_TO_SPLIT:
@@ -245,7 +260,7 @@ class Runner:
 
     def _run_batch(
         self,
-        ops: Ops,
+        here: DeviceModel,
         texts: TokenizedTexts,
         indices: NDArray[np.int32],
         skip: int,
@@ -256,13 +271,13 @@ class Runner:
         batch = self._pack(texts, indices, skip)
 
         def compute(ops: Ops, uploaded: Any) -> tuple[Any, ...]:
-            hidden = model.encode(ops, uploaded, self.parameters, self.config)
-            rows = apply_steps(ops, hidden, uploaded, self.steps)
+            hidden = model.encode(ops, uploaded, here.parameters, self.config)
+            rows = apply_steps(ops, hidden, uploaded, here.steps)
             return (rows, hidden) if hidden_states else (rows,)
 
         results: tuple[Any, ...] | None = None
         try:
-            results = ops.forward(batch, compute, key=hidden_states)
+            results = here.ops.forward(batch, compute, key=hidden_states)
         except (MemoryError, DeviceMemoryError):
             if indices.size == 1:
                 raise
@@ -271,7 +286,7 @@ class Runner:
             # Not inside the handler, whose traceback would keep the failed pass's arrays alive.
             middle = indices.size // 2
             for half in (indices[:middle], indices[middle:]):
-                self._run_batch(ops, texts, half, skip, hidden_states, on_batch, deliver)
+                self._run_batch(here, texts, half, skip, hidden_states, on_batch, deliver)
             return
         rows, *states = results
         with deliver:
@@ -291,25 +306,31 @@ class Runner:
 
 
 def make_runner(
-    ops: Ops,
+    devices: Sequence[Ops],
     loaded: LoadedModel,
     *,
     max_batch_tokens: int | None,
     memory_limit: int | None,
 ) -> Runner:
-    """Hand a model's weights to a device and choose the limits of its batches.
+    """Hand a model's weights to one device or several and choose the limits of its batches.
 
     Args:
-        ops: the device; the caller closes it where this fails.
+        devices: at least one, all of one kind; the caller closes them where this fails.
         loaded: from `load_model`.
         max_batch_tokens: None for the device's choice.
-        memory_limit: bytes of all running batches together, None for no limit.
+        memory_limit: bytes of all running batches of a device together, None for no limit.
 
     Raises:
         MemoryLimitError: not even one token fits.
     """
     config = loaded.config
-    parameters = model.prepare(ops, loaded.weights, config)
+    models = [
+        DeviceModel(
+            ops, model.prepare(ops, loaded.weights, config), prepare_steps(ops, loaded.steps)
+        )
+        for ops in devices
+    ]
+    ops, parameters = models[0].ops, models[0].parameters
     loaded.weights.release()
 
     def scratch_bytes(num_tokens: int, max_seqlen: int, num_seqs: int) -> int:
@@ -325,48 +346,4 @@ def make_runner(
         num_streams=ops.num_streams,
         memory_limit=memory_limit,
     )
-    return Runner(ops, config, parameters, prepare_steps(ops, loaded.steps), budget)
-
-
-def make_budget(
-    scratch_bytes: Callable[[int, int, int], int],
-    *,
-    max_batch_tokens: int,
-    max_length: int,
-    num_streams: int,
-    memory_limit: int | None,
-) -> Budget:
-    """Choose how many tokens may run at once so that scratch memory stays within a limit.
-
-    Args:
-        scratch_bytes: num_tokens, max_seqlen, num_seqs -> bytes of one stream.
-        max_batch_tokens: wanted budget of one batch.
-        max_length: most tokens of one text.
-        num_streams: batches that run at once.
-        memory_limit: bytes that all running batches may take together; None for no limit.
-
-    Raises:
-        MemoryLimitError: not even a batch of one token fits.
-    """
-    if memory_limit is None:
-        return Budget(max_batch_tokens, num_streams, None)
-
-    def fits(num_tokens: int) -> bool:
-        # As many texts as tokens is the most that the bound can see.
-        return scratch_bytes(num_tokens, min(num_tokens, max_length), num_tokens) <= share
-
-    for streams in range(num_streams, 0, -1):
-        share = memory_limit // streams
-        if not fits(max_length) and streams > 1:
-            continue  # fewer streams, so that long texts keep their place
-        if not fits(1):
-            break
-        low, high = 1, max_batch_tokens
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if fits(middle) else (low, middle - 1)
-        return Budget(low, streams, share)
-    needed = scratch_bytes(1, 1, 1)
-    raise MemoryLimitError(
-        f"memory_limit must be at least {needed} bytes for one token, got {memory_limit}"
-    )
+    return Runner(models, config, budget)

@@ -1,10 +1,7 @@
-"""CudaOps on the emulator: whole models, batches, graphs, memory, refusals."""
+"""CudaOps on the emulator: whole models, and the operations beside them."""
 
 from __future__ import annotations
 
-import gc
-import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,121 +10,29 @@ import pytest
 from numpy.typing import NDArray
 
 from minibert import Engine, model
-from minibert.batch import Batch, pack
-from minibert.config import EncoderConfig
-from minibert.errors import (
-    DeviceError,
-    DeviceMemoryError,
-    EngineClosedError,
-    InputError,
-    MissingDependencyError,
-)
+from minibert.batch import pack
 from minibert.kernels.cuda.emulated import EmulatedDevice
 from minibert.loading import load_model
-from minibert.ops.cuda import DTYPES, CudaOps, DeviceArray, cuda_ops
-from minibert.ops.cuda_weights import quantize_weight, to_dtype
-from minibert.ops.interface import ForwardShape
+from minibert.ops.cuda import DTYPES, CudaOps, cuda_ops
+from minibert.ops.cuda_weights import quantize_weight
 from minibert.ops.reference import ReferenceOps
-from minibert.weights.checkpoint import EncoderWeights, load_encoder
 from tests.conftest import TinyModel
-
-SHAPE = {
-    "hidden_size": 64,
-    "num_attention_heads": 2,
-    "num_hidden_layers": 2,
-    "intermediate_size": 100,
-}
-
-
-def rounded(array: NDArray[Any], dtype: str) -> NDArray[np.float64]:
-    stored = to_dtype(array, dtype, name="a test array")
-    if dtype == "bfloat16":
-        stored = (stored.astype(np.uint32) << 16).view(np.float32)
-    return stored.astype(np.float64)
-
-
-class PlainOps(ReferenceOps):
-    """What a plain version of a dtype does: float64 inside, every stored array rounded."""
-
-    def __init__(self, dtype: str) -> None:
-        super().__init__("float64")
-        self.plain = dtype
-        self.storage = "float16" if dtype == "int8" else dtype
-
-    def store(self, array: NDArray[Any]) -> NDArray[Any]:
-        return rounded(array, self.storage)
-
-    def prepare_embedding(self, weight: NDArray[Any]) -> NDArray[Any]:
-        return self.store(weight)
-
-    def prepare_linear(self, weight: NDArray[Any], bias: Any, *, name: str) -> Any:
-        self_quantized = self.plain == "int8" and name.startswith("layer.")
-        if self_quantized:
-            weight_q, scale = quantize_weight(weight)
-            return super().prepare_linear(
-                weight_q.astype(np.float64) * scale.astype(np.float64)[:, None], bias, name=name
-            ), True
-        return super().prepare_linear(self.store(weight), bias, name=name), False
-
-    def embed(self, *args: Any) -> NDArray[Any]:
-        return self.store(super().embed(*args))
-
-    def linear(self, hidden: NDArray[Any], weights: Any, **options: Any) -> NDArray[Any]:
-        linear, quantized = weights
-        if quantized:
-            scale = np.abs(hidden).max(axis=1, keepdims=True) / 127
-            hidden = np.rint(hidden / np.where(scale > 0, scale, 1)) * scale
-        return self.store(super().linear(hidden, linear, **options))
-
-    def layer_norm(self, hidden: NDArray[Any], norm: Any) -> NDArray[Any]:
-        return self.store(super().layer_norm(hidden, norm))
-
-    def attention(self, qkv: NDArray[Any], batch: Batch, **options: Any) -> NDArray[Any]:
-        return self.store(super().attention(qkv, batch, **options))
-
-
-def plain_ops(dtype: str) -> ReferenceOps:
-    """The plain version of a dtype; of float32 it is NumPy's."""
-    return ReferenceOps("float32") if dtype == "float32" else PlainOps(dtype)
-
-
-Loaded = tuple[EncoderWeights, EncoderConfig]
-
-
-def load(folder: Path) -> Loaded:
-    config = EncoderConfig.from_file(folder / "config.json")
-    return load_encoder(folder, config), config
+from tests.plain_ops import (
+    SHAPE,
+    Loaded,
+    assert_as_good_as_plain,
+    encode,
+    load,
+    plain_ops,
+    quantized_rows,
+    random_texts,
+    rounded,
+)
 
 
 @pytest.fixture(scope="module")
 def small(tiny: TinyModel) -> Loaded:
     return load(tiny("bert", **SHAPE))
-
-
-def random_texts(seqlens: Sequence[int], vocab_size: int = 60) -> list[NDArray[np.int32]]:
-    rng = np.random.default_rng(len(seqlens))
-    return [rng.integers(1, vocab_size, n).astype(np.int32) for n in seqlens]
-
-
-def encode(ops: Any, loaded: Loaded, batch: Batch) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Hidden states of all tokens, and normalised means."""
-    weights, config = loaded
-    parameters = model.prepare(ops, weights, config)
-    with ops.stream(alone=True) as stream:
-        uploaded = stream.upload(batch)
-        hidden = model.encode(stream, uploaded, parameters, config)
-        pooled = stream.normalize(stream.pool(hidden, uploaded, "mean"))
-        return stream.download(hidden), stream.download(pooled)
-
-
-def assert_as_good_as_plain(loaded: Loaded, batch: Batch, dtype: str, ops: Any) -> None:
-    exact = encode(ReferenceOps("float64"), loaded, batch)
-    plain = encode(plain_ops(dtype), loaded, batch)
-    found = encode(ops, loaded, batch)
-    for f, p, e in zip(found, plain, exact, strict=True):
-        assert f.shape == e.shape and f.dtype == np.float32
-        allowed = 2 * np.abs(p - e).max() + 4 * np.finfo(np.float32).eps * np.abs(e).max()
-        assert np.abs(f - e).max() <= allowed
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -195,9 +100,8 @@ def test_single_layers_may_be_int8_in_any_dtype(dtype: str) -> None:
         hidden = stream.embed(stream.upload(pack(texts)), (word, None, None), None)
         found = stream.download(stream.linear(hidden, linear))
     x = rounded(table, dtype)[texts[0]]
-    scale = np.abs(x).max(axis=1, keepdims=True) / 127
     weight_q, weight_scale = quantize_weight(weight)
-    ref = np.rint(x / scale) * scale @ (weight_q * weight_scale[:, None].astype(np.float64)).T
+    ref = quantized_rows(x) @ (weight_q * weight_scale[:, None].astype(np.float64)).T
     allowed = 2 * np.abs(rounded(ref, dtype) - ref).max() + 1e-6 * np.abs(ref).max()
     assert np.abs(found - ref).max() <= allowed
 
@@ -269,268 +173,6 @@ def test_an_empty_batch_gives_empty_arrays(small: Loaded) -> None:
     with ops.stream(alone=True) as stream:
         rows = stream.embed(stream.upload(pack([])), (word, None, None), None)
         assert stream.download(stream.concatenate([rows, rows])).shape == (0, 32)
-
-
-# ---- graphs and memory -------------------------------------------------------------------------
-class Counting(EmulatedDevice):
-    """Counts allocations, launches and captures; refuses allocations beyond a limit."""
-
-    def __init__(self, limit: int = 1 << 40) -> None:
-        super().__init__(80, checks=False)
-        self.limit, self.allocations, self.launches, self.captures = limit, 0, 0, 0
-
-    def empty(self, nbytes: int) -> Any:
-        self.allocations += 1
-        if nbytes > self.limit:
-            raise DeviceMemoryError(f"the emulator must have {nbytes} bytes free")
-        return super().empty(nbytes)
-
-    def launch(self, launch: Any, *arguments: Any) -> None:
-        self.launches += 1
-        super().launch(launch, *arguments)
-
-    def capture(self, stream: Any, work: Callable[[], None]) -> Any:
-        self.captures += 1
-        return super().capture(stream, work)
-
-
-def graph_ops(device: EmulatedDevice) -> CudaOps:
-    return CudaOps(device, name="emulator", dtype="float16", num_streams=1)
-
-
-def test_graphs_give_the_bytes_of_plain_launches(small: Loaded) -> None:
-    weights, config = small
-    device = Counting()
-    ops = graph_ops(device)
-    parameters = model.prepare(ops, weights, config)
-
-    def function(stream: Any, uploaded: Any) -> tuple[Any, ...]:
-        hidden = model.encode(stream, uploaded, parameters, config)
-        return hidden, stream.normalize(stream.pool(hidden, uploaded, "mean"))
-
-    # Of one bucket: 17 to 32 tokens, one to three texts.
-    batches = [pack(random_texts(lengths)) for lengths in ([20], [9, 10], [30], [25], [8, 8, 9])]
-    captures = []
-    for batch in batches:
-        expected = encode(ops, small, batch)
-        with ops.stream(alone=True) as stream:
-            found = stream.forward(batch, function, key="mean")
-        captures.append(device.captures)
-        for f, e in zip(found, expected, strict=True):
-            assert np.array_equal(f, e)
-    # The first batch of a bucket runs, the second is captured, later ones are replayed.
-    assert device.captures >= 1
-    with ops.stream(alone=True) as stream:
-        stream.forward(batches[0], function, key="mean")
-        before = (device.allocations, device.captures, device.launches)
-        stream.forward(batches[2], function, key="mean")
-        assert (device.allocations, device.captures) == before[:2]
-        with pytest.raises(InputError, match="input_ids must be below"):
-            stream.forward(pack([np.full(20, 9999, np.int32)]), function, key="mean")
-
-
-def test_graphs_are_dropped_when_their_memory_moves(small: Loaded) -> None:
-    weights, config = small
-    device = Counting()
-    ops = graph_ops(device)
-    parameters = model.prepare(ops, weights, config)
-
-    def function(stream: Any, uploaded: Any) -> tuple[Any, ...]:
-        return (model.encode(stream, uploaded, parameters, config),)
-
-    def forward(num_tokens: int) -> NDArray[Any]:
-        with ops.stream(alone=True) as stream:
-            return stream.forward(pack(random_texts([num_tokens])), function, key="states")[0]
-
-    first = [forward(16) for _ in range(3)]
-    captures = device.captures
-    assert captures == 1
-    forward(64)
-    again = [forward(16) for _ in range(3)]
-    assert device.captures > captures
-    assert all(np.array_equal(states, first[0]) for states in (*first, *again))
-
-
-def test_the_second_pass_of_a_size_allocates_nothing(small: Loaded) -> None:
-    weights, config = small
-    device = Counting()
-    ops = graph_ops(device)
-    parameters = model.prepare(ops, weights, config)
-    with ops.stream(alone=True) as stream:
-        counts = []
-        for _ in range(4):
-            uploaded = stream.upload(pack(random_texts([20])))
-            stream.download(model.encode(stream, uploaded, parameters, config))
-            counts.append(device.allocations)
-    assert counts[3] == counts[2] == counts[1]
-
-
-@pytest.mark.parametrize("dtype", ["float16", "int8"])
-def test_scratch_bytes_bound_what_a_pass_takes(small: Loaded, dtype: str) -> None:
-    weights, config = small
-    ops = CudaOps(Counting(), name="emulator", dtype=dtype, num_streams=1)
-    parameters = model.prepare(ops, weights, config)
-    batch = pack(random_texts([30, 2]))
-    bound = ops.scratch_bytes(
-        model.forward_shape(config, parameters, num_tokens=32, max_seqlen=30, num_seqs=2)
-    )
-    with ops.stream(alone=True) as stream:
-        for _ in range(2):
-            uploaded = stream.upload(batch)
-            hidden = model.encode(stream, uploaded, parameters, config)
-            stream.download(stream.normalize(stream.pool(hidden, uploaded, "mean")))
-        assert stream._state is not None
-        taken = stream._state.arena.slab_bytes
-    assert 0 < taken <= bound
-    assert bound <= 2 * taken + 65536
-
-
-def test_a_full_device_says_so_and_stays_usable(small: Loaded) -> None:
-    weights, config = small
-    device = Counting()
-    ops = graph_ops(device)
-    parameters = model.prepare(ops, weights, config)
-    device.limit = 20_000
-    with ops.stream(alone=True) as stream:
-        with pytest.raises(DeviceMemoryError, match="bytes free"):
-            model.encode(stream, stream.upload(pack(random_texts([60] * 3))), parameters, config)
-        uploaded = stream.upload(pack(random_texts([20])))
-        found = stream.download(model.encode(stream, uploaded, parameters, config))
-    assert np.isfinite(found).all()
-
-
-def test_memory_is_free_again_while_the_error_is_handled(small: Loaded) -> None:
-    weights, config = small
-    device = Counting()
-    ops = graph_ops(device)
-    parameters = model.prepare(ops, weights, config)
-
-    def function(stream: Any, uploaded: Any) -> tuple[Any, ...]:
-        return (model.encode(stream, uploaded, parameters, config),)
-
-    def living() -> int:
-        gc.collect()
-        return sum(type(thing) is DeviceArray for thing in gc.get_objects())
-
-    before = living()
-    device.limit = 20_000
-    with ops.stream(alone=True) as stream:
-        try:
-            stream.forward(pack(random_texts([60] * 3)), function, key="states")
-        except DeviceMemoryError:
-            assert living() == before
-            (half,) = stream.forward(pack(random_texts([20])), function, key="states")
-        assert half.shape == (20, 64)
-
-
-def test_scratch_grows_with_each_size() -> None:
-    ops = cuda_ops("emulator", "float16")
-    base = dict(
-        num_tokens=100,
-        max_seqlen=50,
-        num_seqs=4,
-        hidden_size=384,
-        qkv_size=1152,
-        intermediate_size=1536,
-        num_heads=12,
-        head_dim=32,
-    )
-    least = ops.scratch_bytes(ForwardShape(**base))
-    for name in ("num_tokens", "hidden_size", "qkv_size", "intermediate_size"):
-        assert ops.scratch_bytes(ForwardShape(**{**base, name: 2 * base[name]})) > least, name
-
-
-# ---- refusals ----------------------------------------------------------------------------------
-def test_devices_and_dtypes_are_refused_by_name() -> None:
-    with pytest.raises(DeviceError, match="device must be cuda, cuda:<number>"):
-        cuda_ops("gpu")
-    with pytest.raises(DeviceError, match="dtype must be one of float32, float16"):
-        cuda_ops("emulator", "float64")
-    with pytest.raises(DeviceError, match=r"at least 7.5, got 7.0"):
-        cuda_ops("emulator:70")
-    with pytest.raises(DeviceError, match=r"bfloat16 needs compute capability 8.0"):
-        cuda_ops("emulator:75", "bfloat16")
-
-
-def test_cuda_without_cupy_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(MissingDependencyError, match=r"needs CuPy.*pip install"):
-        cuda_ops("cuda")
-
-
-class FakeRuntimeError(Exception):
-    pass
-
-
-def fake_cupy(count: int | None) -> Any:
-    """As much of CuPy as opening a device asks first; None stands for a missing driver."""
-
-    class Runtime:
-        CUDARuntimeError = FakeRuntimeError
-
-        @staticmethod
-        def getDeviceCount() -> int:
-            if count is None:
-                raise FakeRuntimeError("cudaErrorInsufficientDriver")
-            return count
-
-    class Cuda:
-        runtime = Runtime
-
-    class Cupy:
-        cuda = Cuda
-
-    return Cupy()
-
-
-@pytest.mark.parametrize(
-    ("count", "device", "message"),
-    [
-        (None, "cuda", r"needs an NVIDIA driver.*cudaErrorInsufficientDriver"),
-        (0, "cuda", "needs a GPU: the driver works and shows none"),
-        (2, "cuda:2", r"device must be cuda:0 to cuda:1 on this machine, got cuda:2"),
-    ],
-)
-def test_an_unusable_gpu_is_explained(
-    monkeypatch: pytest.MonkeyPatch, count: int | None, device: str, message: str
-) -> None:
-    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(count))
-    with pytest.raises(DeviceError, match=message):
-        cuda_ops(device)
-
-
-def test_weights_beyond_float16_are_refused() -> None:
-    weight = np.full((8, 8), 1e6, np.float32)
-    with pytest.raises(DeviceError, match="classifier must fit float16, its largest value"):
-        cuda_ops("emulator", "float16").prepare_linear(weight, None, name="classifier")
-
-
-def test_operations_stand_inside_a_stream() -> None:
-    ops = cuda_ops("emulator", "float16")
-    with pytest.raises(DeviceError, match="must stand inside"):
-        ops.upload(pack(random_texts([3])))
-    ops.close()
-    with pytest.raises(EngineClosedError), ops.stream(alone=True):
-        pass
-
-
-def test_shapes_that_do_not_fit_are_refused() -> None:
-    ops = cuda_ops("emulator", "float16")
-    word = ops.prepare_embedding(np.ones((60, 64), np.float32))
-    linear = ops.prepare_linear(np.ones((8, 32), np.float32), None, name="x")
-    with ops.stream(alone=True) as stream:
-        uploaded = stream.upload(pack(random_texts([3])))
-        hidden = stream.embed(uploaded, (word, None, None), None)
-        with pytest.raises(InputError, match="hidden must have in_features = 32 columns, got 64"):
-            stream.linear(hidden, linear)
-        with pytest.raises(InputError, match="qkv must have 3"):
-            stream.attention(hidden, uploaded, num_heads=1, head_dim=32, softmax_scale=1.0)
-        narrow = stream.concatenate([hidden])
-        narrow.num_columns = 24
-        with pytest.raises(InputError, match="softmax_scale must be positive"):
-            stream.attention(narrow, uploaded, num_heads=1, head_dim=8, softmax_scale=0.0)
-    with pytest.raises(DeviceError, match="hidden_size must be a multiple of 8"):
-        ops.prepare_embedding(np.ones((4, 12), np.float32))
 
 
 # ---- the engine --------------------------------------------------------------------------------

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from minibert import Engine
+from minibert.budget import Budget, make_budget
 from minibert.errors import EngineClosedError, InputError, TruncationError, TruncationWarning
 from minibert.ops.reference import ReferenceOps
-from minibert.runner import Budget, make_budget
 from tests.conftest import TinyModel
 
 TEXTS = [

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from minibert import Engine
 from minibert.kernels.cpu import loader
 from minibert.ops.cpu import CpuOps, available
 from minibert.ops.packed_file import PackedFile, open_packed
+from tests.checkpoints import save_tiny
 from tests.test_cpu_program import Model, batch_of
 
 pytestmark = pytest.mark.skipif(not available()[0], reason=available()[1])
@@ -22,7 +24,7 @@ PATHS = [path.name for path in loader.all_paths() if path.supported] if availabl
 
 def opener(folder: Path, checkpoint: list[Path], dtype: str) -> Callable[[str], PackedFile]:
     def make(path: str) -> PackedFile:
-        return open_packed(folder, checkpoint, path=path, dtype=dtype, matmul_precision="highest")
+        return open_packed(folder, checkpoint, path, dtype=dtype, matmul_precision="highest")
 
     return make
 
@@ -115,3 +117,14 @@ def test_two_layers_of_one_name_are_refused(tmp_path: Path, checkpoint: list[Pat
     add()
     with pytest.raises(ValueError, match="names of their own, got 'same' twice"):
         add()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_engines_share_the_file(tmp_path: Path, dtype: str) -> None:
+    folder = save_tiny(tmp_path / "model", "bert")
+    texts = ["one text", "another, somewhat longer text"]
+    plain = Engine.from_pretrained(folder, dtype=dtype).encode(texts)
+    for _ in range(2):
+        packed = Engine.from_pretrained(folder, dtype=dtype, packed_weights=tmp_path / "packed")
+        assert packed.encode(texts).tobytes() == plain.tobytes()
+        assert len(list((tmp_path / "packed").iterdir())) == 1

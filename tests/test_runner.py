@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from minibert import Engine
+from minibert.budget import make_budget
 from minibert.errors import EngineClosedError
 from minibert.ops.reference import ReferenceOps
-from minibert.runner import make_budget
 from tests.conftest import TinyModel
 
 TEXTS = [f"the cat {'sat ' * (i % 12)}" for i in range(20)]

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import checks, timings
+from benchmarks.gpu import checks, peaks, timings
 from benchmarks.gpu.clock import CupyClock, Rounds, WallClock
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.workloads import BASE, LARGE, MINILM, TINY, ragged
@@ -95,6 +95,12 @@ def _stages(
         size, nbytes = (64, 1 << 20) if tiny else (8192, 1 << 30)
         found["ceilings"] = timings.ceilings(bench, size, nbytes)
 
+    def units(left: float) -> None:
+        sizes = peaks.Sizes(0, 4, 3) if tiny else peaks.Sizes()
+        peaks.tensor_cores(bench, sizes)
+        peaks.functions(bench, sizes)
+        peaks.barriers(bench, sizes)
+
     def linear_layers(left: float) -> None:
         for shape in models[:2]:
             tokens = (8,) if tiny else (16, 128, 2816, 16384)
@@ -130,6 +136,7 @@ def _stages(
         ),
         "parity": parity,
         "ceilings": ceilings,
+        "peaks": units,
         "host cost": launches,
         "linear layers": linear_layers,
         "attention": attentions,

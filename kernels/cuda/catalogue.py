@@ -52,6 +52,8 @@ def _all(target: Target) -> Iterator[Launch]:
             yield from _linear(target, dtype, activation, _TOKENS, quantized=False)
         for activation in ("gelu_tanh", "relu", "silu", "tanh"):
             yield from _linear(target, dtype, activation, (32,), quantized=False)
+        if launch.has_sparse_gemm(target, dtype):
+            yield from _sparse(target, dtype)
         yield launch.softmax(target, dtype, num_rows=64, num_columns=128)
         yield launch.normalize(target, dtype, num_rows=4)
         for mode in launch.POOL_MODES:
@@ -60,6 +62,20 @@ def _all(target: Target) -> Iterator[Launch]:
     yield launch.quantize_rows(target, "float16", num_tokens=64)
     for activation in ("gelu", None):
         yield from _linear(target, "float16", activation, _TOKENS, quantized=True)
+
+
+def _sparse(target: Target, dtype: str) -> Iterator[Launch]:
+    for num_rows in _TOKENS:
+        for activation in ("gelu", None):
+            for out_features in (384, 3072):
+                yield launch.gemm_sparse(
+                    target,
+                    dtype,
+                    activation,
+                    num_rows=num_rows,
+                    out_features=out_features,
+                    in_features=768,
+                )
 
 
 def _linear(

@@ -32,6 +32,25 @@ __global__ void __launch_bounds__(kBlockSize)
   for (int i = 0; i < 4; ++i) out[4 * lane_id + i] = d[i];
 }
 
+#if __CUDA_ARCH__ >= 800
+template <typename T, int kSelector>
+__global__ void __launch_bounds__(kBlockSize)
+    mma_sparse_conformance_kernel(float* __restrict__ out, const uint32* __restrict__ a,
+                                  const uint32* __restrict__ b, const float* __restrict__ c,
+                                  const uint32* __restrict__ kept) {
+  const int lane_id = threadIdx.x;
+  float d[4];
+  uint32 left[4], right[4];
+  for (int i = 0; i < 4; ++i) {
+    d[i] = c[4 * lane_id + i];
+    left[i] = a[4 * lane_id + i];
+    right[i] = b[4 * lane_id + i];
+  }
+  mma_sparse<T, kSelector>(d, left, right, kept[lane_id]);
+  for (int i = 0; i < 4; ++i) out[4 * lane_id + i] = d[i];
+}
+#endif
+
 template <bool kTransposed>
 __global__ void __launch_bounds__(kBlockSize)
     ldmatrix_conformance_kernel(uint32* __restrict__ out, const uint4* __restrict__ rows) {

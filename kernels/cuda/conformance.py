@@ -57,6 +57,8 @@ def check_conformance(device: Device, seed: int = 0) -> Iterator[Finding]:
     for dtype in dtypes:
         yield _mma_float(run, rng, dtype)
         yield _convert(run, rng, dtype)
+        if device.target.compute_capability >= 80:
+            yield from (_mma_sparse(run, rng, dtype, selector) for selector in (0, 1))
     yield _mma_int8(run, rng)
     for transposed in (False, True):
         yield _ldmatrix(run, rng, transposed)
@@ -147,6 +149,37 @@ def _mma_float(run: _Runner, rng: np.random.Generator, dtype: str) -> Finding:
     magnitude = np.abs(a_value) @ np.abs(b_value).T + np.abs(c)
     allowed = 17 * 2.0**-23 * float(magnitude.max())
     return Finding(f"mma<{dtype}>", float(np.abs(_result(out) - expected).max()), allowed)
+
+
+def _mma_sparse(run: _Runner, rng: np.random.Generator, dtype: str, selector: int) -> Finding:
+    kept, kept_value = _stored(rng.standard_normal((16, 16)), dtype)
+    b, b_value = _stored(rng.standard_normal((8, 32)), dtype)
+    c = rng.standard_normal((16, 8)).astype(np.float32)
+    pairs = np.array([(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)])
+    chosen = pairs[rng.integers(0, 6, (16, 8))]  # (row, group of four, first and second kept)
+    dense = np.zeros((16, 8, 4))
+    np.put_along_axis(dense, chosen, kept_value.reshape(16, 8, 2), axis=2)
+    bits = (chosen[:, :, 0] | chosen[:, :, 1] << 2).reshape(16, 2, 4) << (4 * np.arange(4))
+    halves = bits.sum(axis=2).astype(np.uint32)  # (row, half of K)
+    words = rng.integers(0, 1 << 32, 32, dtype=np.uint64).astype(np.uint32)
+    for half in (0, 1):
+        lanes = 4 * np.arange(8) + 2 * selector + half
+        words[lanes] = halves[:8, half] | halves[8:, half] << np.uint32(16)
+    (out,) = run(
+        f"mma_sparse_conformance_kernel<{dtype}, {selector}>",
+        (((32, 4), "<f4"),),
+        _fragments(kept, [(0, 0), (8, 0), (0, 8), (8, 8)], 2),
+        _fragments(b, [(0, 0), (0, 8), (0, 16), (0, 24)], 2),
+        _from_result(c),
+        words,
+    )
+    wide = dense.reshape(16, 32)
+    # Seventeen terms, as in `_mma_float`.
+    magnitude = np.abs(wide) @ np.abs(b_value).T + np.abs(c)
+    error = float(np.abs(_result(out) - (wide @ b_value.T + c)).max())
+    return Finding(
+        f"mma_sparse<{dtype}, {selector}>", error, 17 * 2.0**-23 * float(magnitude.max())
+    )
 
 
 def _mma_int8(run: _Runner, rng: np.random.Generator) -> Finding:

@@ -5,7 +5,7 @@
 //
 // out (num_tokens, hidden_size) T; tables (rows, hidden_size) T; weight, bias (hidden_size,) f32.
 // position, token_type, weight and bias may be null; out_q (num_tokens, quantized_size) int8 and
-// act_scale (num_tokens,) f32 are written where out_q is given.
+// act_scale (num_tokens,) RowScale are written where out_q is given.
 // Mapping: one token per warp, four tokens per block; lane l holds 4 columns of every 128.
 // Traffic per token: 3 * hidden_size read (scattered rows, each contiguous), hidden_size written:
 // bound by memory.
@@ -19,7 +19,7 @@ constexpr int kBlockSize = 128;
 template <typename T, int kVectors>
 __global__ void __launch_bounds__(kBlockSize, kVectors <= 8 ? 4 : 3)
     embed_layer_norm_kernel(T* __restrict__ out, int8* __restrict__ out_q,
-                            float* __restrict__ act_scale, const int* __restrict__ input_ids,
+                            RowScale* __restrict__ act_scale, const int* __restrict__ input_ids,
                             const int* __restrict__ position_ids,
                             const int* __restrict__ token_type_ids, const T* __restrict__ word,
                             const T* __restrict__ position, const T* __restrict__ token_type,

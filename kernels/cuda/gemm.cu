@@ -13,6 +13,7 @@
 
 #include "activation.cuh"
 #include "gemm_tile.cuh"
+#include "linear_epilogue.cuh"
 
 template <typename T, Activation kActivation, typename Tile>
 __global__ void __launch_bounds__(Tile::kBlockSize, 2)
@@ -26,14 +27,6 @@ __global__ void __launch_bounds__(Tile::kBlockSize, 2)
                      reinterpret_cast<const uint4*>(weight), num_rows, out_features,
                      in_features / 8);
   for_each_row<Tile>(acc, reinterpret_cast<float*>(smem), [&](int row, int column, float4 x) {
-    if (row >= num_rows || column >= out_features) return;
-    const float4 b = load4(bias + column);
-    float4 y = activate4<kActivation>(make_float4(x.x + b.x, x.y + b.y, x.z + b.z, x.w + b.w));
-    const int64 at = static_cast<int64>(row) * out_features + column;
-    if (residual) {
-      const float4 z = load4(residual + at);
-      y = make_float4(y.x + z.x, y.y + z.y, y.z + z.z, y.w + z.w);
-    }
-    store4(out + at, y);
+    write_linear<kActivation>(out, bias, residual, row, column, num_rows, out_features, x);
   });
 }

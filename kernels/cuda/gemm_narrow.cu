@@ -1,9 +1,9 @@
 // gemm_narrow: a linear layer for a handful of tokens: stream the weights, split K over the warps.
 //
-//   out = activation(hidden weight^T * scales + bias) + residual, as gemm and gemm_int8
+//   out = activation(hidden weight^T + bias) + residual, dequantized as by gemm_int8
 //
-// Operands In are half, bfloat16 or int8; out and residual T. act_scale (num_rows,) and
-// weight_scale (out_features,) belong to int8 and are null otherwise.
+// Operands In are half, bfloat16 or int8; out and residual T. act_scale (num_rows,),
+// weight_scale and weight_sum (out_features,) belong to int8 and are null otherwise.
 // Mapping: a block takes kBlockN = 16 columns and 16 * kRowTiles rows; its eight warps take one
 // eighth of K each, straight from global memory into mma operands: lane (g, t) reads 16 bytes at
 // place t of a 64-byte step, so that four lanes read 64 contiguous bytes. That permutes k inside a
@@ -16,6 +16,7 @@
 
 #include "activation.cuh"
 #include "mma.cuh"
+#include "reduce.cuh"
 #include "types.cuh"
 
 constexpr int kBlockN = 16;
@@ -30,10 +31,11 @@ __device__ __forceinline__ uint4 load_chunk(const uint4* matrix, int row, int nu
 }
 
 template <typename T, typename In, Activation kActivation, int kRowTiles>
-__global__ void __launch_bounds__(kBlockSize)
+__global__ void __launch_bounds__(kBlockSize, 2)
     gemm_narrow_kernel(T* __restrict__ out, const In* __restrict__ hidden,
-                       const In* __restrict__ weight, const float* __restrict__ act_scale,
-                       const float* __restrict__ weight_scale, const float* __restrict__ bias,
+                       const In* __restrict__ weight, const RowScale* __restrict__ act_scale,
+                       const float* __restrict__ weight_scale,
+                       const int* __restrict__ weight_sum, const float* __restrict__ bias,
                        const T* __restrict__ residual, int num_rows, int out_features,
                        int in_features) {
   using Acc = typename Accumulator<In>::type;
@@ -106,7 +108,9 @@ __global__ void __launch_bounds__(kBlockSize)
 #pragma unroll
     for (int w = 0; w < kNumWarps; ++w) total += partial[w][row][index % kBlockN];
     float x = static_cast<float>(total);
-    if (act_scale) x *= act_scale[row] * weight_scale[column];
+    if constexpr (sizeof(In) == 1) {
+      x = dequantize(total, weight_sum[column], weight_scale[column], act_scale[row]);
+    }
     float y = activate<kActivation>(x + bias[column]);
     const int64 at = static_cast<int64>(row) * out_features + column;
     if (residual) y += to_float(residual[at]);

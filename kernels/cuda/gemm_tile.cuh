@@ -113,32 +113,46 @@ __device__ __forceinline__ void gemm_tile(
   __syncthreads();
 }
 
+// Four neighbouring sums, and two, of a type.
+template <typename Acc>
+struct Neighbours;
+template <>
+struct Neighbours<float> {
+  using two = float2;
+  using four = float4;
+};
+template <>
+struct Neighbours<int> {
+  using two = int2;
+  using four = int4;
+};
+
 // Bring the warp's accumulators into rows of four columns per lane, 16 rows at a time, and hand
-// each to `write(row, column, float4)`; row and column count within the whole output. Staged
-// through 16 x (kWarpN + 8) floats per warp, so that global accesses are whole sectors: a fragment
-// alone would use half of each. The 8 extra floats keep the fragment's stores free of bank
+// each to `write(row, column, float4 or int4)`; row and column count within the whole output. Staged
+// through 16 x (kWarpN + 8) numbers per warp, so that global accesses are whole sectors: a fragment
+// alone would use half of each. The 8 extra numbers keep the fragment's stores free of bank
 // conflicts.
 template <typename Tile, typename Acc, typename Write>
 __device__ __forceinline__ void for_each_row(const Acc (&acc)[Tile::kMmaM][Tile::kMmaN][4],
-                                             float* smem, Write write) {
+                                             Acc* smem, Write write) {
+  using Two = typename Neighbours<Acc>::two;
+  using Four = typename Neighbours<Acc>::four;
   constexpr int kStride = Tile::kWarpN + 8;
   constexpr int kLanes = Tile::kWarpN / 4, kRowsAtOnce = 32 / kLanes;
   static_assert(Tile::kNumWarps * 16 * kStride * 4 <= Tile::kStages * Tile::kStageChunks * 16,
                 "the staging rows fit the tiles' memory");
   const int lane_id = threadIdx.x & 31, warp_id = threadIdx.x / 32;
   const int g = lane_id / 4, t = lane_id % 4;
-  float* rows = smem + warp_id * 16 * kStride;
+  Acc* rows = smem + warp_id * 16 * kStride;
   const int first_row = blockIdx.y * Tile::kBlockM + warp_id / Tile::kWarpsN * Tile::kWarpM;
   const int first_column = blockIdx.x * Tile::kBlockN + warp_id % Tile::kWarpsN * Tile::kWarpN;
 #pragma unroll
   for (int i = 0; i < Tile::kMmaM; ++i) {
 #pragma unroll
     for (int j = 0; j < Tile::kMmaN; ++j) {
-      float* at = rows + g * kStride + 8 * j + 2 * t;
-      *reinterpret_cast<float2*>(at) =
-          make_float2(static_cast<float>(acc[i][j][0]), static_cast<float>(acc[i][j][1]));
-      *reinterpret_cast<float2*>(at + 8 * kStride) =
-          make_float2(static_cast<float>(acc[i][j][2]), static_cast<float>(acc[i][j][3]));
+      Acc* at = rows + g * kStride + 8 * j + 2 * t;
+      *reinterpret_cast<Two*>(at) = Two{acc[i][j][0], acc[i][j][1]};
+      *reinterpret_cast<Two*>(at + 8 * kStride) = Two{acc[i][j][2], acc[i][j][3]};
     }
     // Lanes read what other lanes of the warp wrote.
     __syncwarp();
@@ -146,7 +160,7 @@ __device__ __forceinline__ void for_each_row(const Acc (&acc)[Tile::kMmaM][Tile:
     for (int r = 0; r < 16; r += kRowsAtOnce) {
       const int row = r + lane_id / kLanes, column = lane_id % kLanes * 4;
       write(first_row + 16 * i + row, first_column + column,
-            *reinterpret_cast<const float4*>(rows + row * kStride + column));
+            *reinterpret_cast<const Four*>(rows + row * kStride + column));
     }
     // The next 16 rows overwrite these.
     __syncwarp();

@@ -5,7 +5,7 @@
 //
 // out, hidden, residual (num_tokens, hidden_size) T; weight, bias (hidden_size,) f32. residual may
 // be null. Where out_q is given the row is also written as int8 (num_tokens, quantized_size) with
-// act_scale (num_tokens,) f32: the quantization of the next linear layer costs no extra pass.
+// act_scale (num_tokens,) RowScale: the quantization of the next linear layer costs no extra pass.
 // Mapping: one row per warp, four rows per block; lane l holds 4 columns of every 128; mean and
 // variance by warp shuffles, one fixed order.
 // Traffic per row: hidden_size (2 * with residual) read, hidden_size written: bound by memory.
@@ -18,7 +18,8 @@ constexpr int kBlockSize = 128;
 
 template <typename T, int kVectors>
 __global__ void __launch_bounds__(kBlockSize, kVectors <= 8 ? 4 : 3)
-    layer_norm_kernel(T* __restrict__ out, int8* __restrict__ out_q, float* __restrict__ act_scale,
+    layer_norm_kernel(T* __restrict__ out, int8* __restrict__ out_q,
+                      RowScale* __restrict__ act_scale,
                       const T* __restrict__ hidden, const T* __restrict__ residual,
                       const float* __restrict__ weight, const float* __restrict__ bias,
                       int num_tokens, int hidden_size, int quantized_size, float eps) {

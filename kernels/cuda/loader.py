@@ -70,7 +70,8 @@ def read_source(name: str) -> str:
     """Text of a kernel file with its headers joined in, each once, under `#line`.
 
     Args:
-        name: a file of `kernels/cuda`, such as `gemm.cu`.
+        name: a file of `kernels/cuda`, such as `gemm.cu`, or the whole path of another file, whose
+            headers are those of this folder.
     """
     return "\n".join(_join(name, set())) + "\n"
 

@@ -57,30 +57,29 @@ __device__ __forceinline__ void normalize_row(Row<kVectors>& row, const float* w
 // hidden_size to quantized_size are zero, because the s8 tiles read 16 bytes at a time.
 template <typename T, int kVectors>
 __device__ __forceinline__ void store_row(const Row<kVectors>& row, T* out, int8* out_q,
-                                          float* act_scale, int64 token, int hidden_size,
+                                          RowScale* act_scale, int64 token, int hidden_size,
                                           int quantized_size) {
-  float largest = 0.0f;
+  Range range;
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
     const int column = row_column(v);
     if (column < hidden_size) {
       store4(out + token * hidden_size + column, row.x[v]);
-      largest = fmaxf(largest, max_abs4(rounded4<T>(row.x[v])));
+      range.add(rounded4<T>(row.x[v]));
     }
   }
   if (out_q == nullptr) return;
-  largest = warp_max(largest);
-  const float factor = quantize_factor(largest);
+  const Quantizer quantizer = row_quantizer(range);
 #pragma unroll
   for (int v = 0; v <= kVectors; ++v) {
     const int column = row_column(v);
     if (column < quantized_size) {
       uint32 packed = 0;
       if (v < kVectors && column < hidden_size) {
-        packed = quantize4(rounded4<T>(row.x[v < kVectors ? v : 0]), factor);
+        packed = quantize4(rounded4<T>(row.x[v < kVectors ? v : 0]), quantizer);
       }
       *reinterpret_cast<uint32*>(out_q + token * quantized_size + column) = packed;
     }
   }
-  if ((threadIdx.x & 31) == 0) act_scale[token] = largest / 127.0f;
+  if ((threadIdx.x & 31) == 0) act_scale[token] = quantizer.stored;
 }

@@ -14,9 +14,11 @@ using uint64 = unsigned long long;
 
 struct half {
   unsigned short bits;
+  static constexpr bool kIsBfloat16 = false;
 };
 struct bfloat16 {
   unsigned short bits;
+  static constexpr bool kIsBfloat16 = true;
 };
 
 static_assert(sizeof(half) == 2 && sizeof(bfloat16) == 2, "16-bit formats hold 16 bits");

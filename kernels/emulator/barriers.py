@@ -62,8 +62,8 @@ class Barriers:
         """
         chunk = self.chunk
         if not self.open and count == 0 and group.count == chunk.threads.live_count:
-            if chunk.shadow is not None:
-                chunk.shadow.all_passed()
+            if chunk.epochs is not None:
+                chunk.epochs.all_passed()
             return True
         stride = chunk.threads.geometry.stride
         for block, lanes in self._by_block(group):
@@ -109,10 +109,10 @@ class Barriers:
 
     def _arrive(self, block: int, barrier: _Barrier, lanes: Array, *, tick: bool) -> None:
         """Note until when the accesses of the arriving warps are ordered."""
-        shadow = self.chunk.shadow
-        if shadow is None or barrier.expected == 0:
+        epochs = self.chunk.epochs
+        if epochs is None or barrier.expected == 0:
             return
-        now = shadow.tick(block) if tick else int(shadow.epoch[block]) + 1
+        now = epochs.tick(block) if tick else int(epochs.epoch[block]) + 1
         for warp in np.unique(lanes // WARP):
             barrier.arrived[int(warp)] = now
 
@@ -148,22 +148,22 @@ class Barriers:
             else:
                 self._join(block, barrier)
             self._resume(block, barrier)
-        if whole.any() and self.chunk.shadow is not None:
-            self.chunk.shadow.blocks_passed(whole)
+        if whole.any() and self.chunk.epochs is not None:
+            self.chunk.epochs.blocks_passed(whole)
 
     def _join(self, block: int, barrier: _Barrier) -> None:
-        shadow = self.chunk.shadow
-        if shadow is None:
+        epochs = self.chunk.epochs
+        if epochs is None:
             return
-        shadow.tick(block)
+        epochs.tick(block)
         warps = self.chunk.threads.geometry.warps
         joined = np.zeros(warps, np.bool_)
         arrived = np.zeros(warps, np.int64)
         for warp, epoch in barrier.arrived.items():
             joined[warp], arrived[warp] = True, epoch
         released = np.logical_or.reduce(barrier.waiting.reshape(warps, WARP), axis=1)
-        arrived[released] = int(shadow.epoch[block])
-        shadow.warps_joined(block, joined, released, arrived)
+        arrived[released] = int(epochs.epoch[block])
+        epochs.warps_joined(block, joined, released, arrived)
 
     def _resume(self, block: int, barrier: _Barrier) -> None:
         geometry = self.chunk.threads.geometry

@@ -14,7 +14,9 @@ import numpy as np
 
 from minibert.kernels.emulator.barriers import Barriers
 from minibert.kernels.emulator.device_memory import ID_SHIFT
+from minibert.kernels.emulator.epochs import Epochs
 from minibert.kernels.emulator.faults import UnsupportedError
+from minibert.kernels.emulator.global_shadow import GlobalShadow
 from minibert.kernels.emulator.machine import WARP, Geometry, Group, Threads, fault
 from minibert.kernels.emulator.parse import Instruction
 from minibert.kernels.emulator.ports import GenericPort, GlobalPort, LocalPort, SharedPort
@@ -87,8 +89,13 @@ class Chunk:
         self.generic = GenericPort(self)
         self.barriers = Barriers(self)
         self.writers = GlobalWriters(self, granules[1])
-        uses_shared = checks and self.shared_bytes > 0
-        self.shadow = SharedShadow(self, granules[0]) if uses_shared else None
+        self.epochs = Epochs(self) if checks else None
+        self.shadow: SharedShadow | None = None
+        self.global_shadow: GlobalShadow | None = None
+        if self.epochs is not None:
+            self.global_shadow = GlobalShadow(self, self.epochs, granules[1])
+            if self.shared_bytes > 0:
+                self.shadow = SharedShadow(self, self.epochs, granules[0])
         self.counters: Recorder | None = None
         self.copies: Copies | None = None
         self.space: AddressSpace
@@ -198,6 +205,11 @@ class Chunk:
         self.barriers.start()
         self.ready.clear()
         self.parked.clear()
+        self.local.start()
+        if self.epochs is not None:
+            self.epochs.start()
+        if self.global_shadow is not None:
+            self.global_shadow.start()
         if self.shadow is not None:
             self.shadow.start()
         if self.copies is not None:

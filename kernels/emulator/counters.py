@@ -241,6 +241,8 @@ class Recorder:
             if entry.kind == "tensor":
                 shape = next(part for part in entry.choice if part in _TENSOR_FLOPS)
                 flops = counts.warp_instructions * _TENSOR_FLOPS[shape]
+                if entry.choice[0].startswith("sp"):
+                    flops //= 2  # two of every four products are taken
                 total.tensor_flops += flops
                 total.flops += flops
             if at in self.kinds:

@@ -10,12 +10,16 @@ from __future__ import annotations
 import itertools
 import weakref
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from minibert.errors import InputError
 from minibert.kernels.emulator.types import Array
+
+if TYPE_CHECKING:
+    from minibert.kernels.emulator.global_shadow import GlobalStamps
 
 __all__ = ["ID_SHIFT", "AddressSpace", "Allocation", "Owner", "device_address", "device_array"]
 
@@ -33,11 +37,13 @@ class Owner:
         data: its bytes.
         written: 0xFF for each byte that was written, or None when all count as written.
         writers: per granule, 1 + the block that wrote it in this launch; made when needed.
+        stamps: who accessed each granule last in this launch; made when needed.
     """
 
     data: Array
     written: Array | None = None
     writers: Array | None = None
+    stamps: GlobalStamps | None = None
 
     def notice_host_writes(self) -> None:
         """Mark the words that the host changed since they were poisoned."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -83,6 +84,7 @@ class Module:
         self.arch = compute_capability(arch)
         self.checks, self.counters, self.step_limit = checks, counters, step_limit
         self.last_counters: LaunchCounters | None = None
+        self.lock = threading.Lock()  # launches of a module take turns: they share its state
         self._parsed = parse(ptx)
         self._kernels: dict[str, Kernel] = {}
         self._variables: dict[str, Allocation] = {}
@@ -200,7 +202,7 @@ class Kernel:
             max_threads=self._program.max_threads,
             required=self._program.reqntid,
         )
-        with np.errstate(all="ignore"):
+        with self.module.lock, np.errstate(all="ignore"):
             chunk = self._chunk(blocks, threads, shared_mem)
             chunk.space = self._space(chunk, args)
             recorder = None
@@ -214,15 +216,16 @@ class Kernel:
             finally:
                 chunk.space = AddressSpace()
                 self.printed, chunk.printed = chunk.printed, []
-        if recorder is not None:
-            self.module.last_counters = recorder.result(self.name, self._table)
-        return self.module.last_counters if recorder is not None else None
+        if recorder is None:
+            return None
+        self.module.last_counters = counted = recorder.result(self.name, self._table)
+        return counted
 
     def _space(self, chunk: Chunk, args: Sequence[Any]) -> AddressSpace:
         """Everything reachable: arguments, parameters, variables."""
         space = AddressSpace()
         for variable in self._variables.values():
-            variable.owner.writers = None
+            variable.owner.writers = variable.owner.stamps = None
             space.allocations[variable.base >> ID_SHIFT] = variable
         pack_arguments(self._program, args, space, chunk.parameters)
         block = Allocation(

@@ -142,6 +142,8 @@ def place(
         chunk.counters.global_access(ins, group, address, size, "atomic")
     if allocation.owner.written is not None and chunk.checks:
         port.check_written(ins, group, allocation, index, size)
+    if chunk.global_shadow is not None:
+        chunk.global_shadow.write(ins, group, allocation, index, size, None)
     return allocation.view(size), index
 
 

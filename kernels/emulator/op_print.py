@@ -90,5 +90,7 @@ def printf(b: Binder, ins: Instruction) -> Step:
             address = int(local.views[8][(base + arguments_at) // 8])
             chunk.printed.append(_formatted(chunk, text, _Arguments(chunk, lane, address)))
             local.views[4][(base + result_at) // 4] = len(_CONVERSION.findall(text))
+            if local.written.size:
+                local.written[base + result_at : base + result_at + 4] = 0xFF
 
     return step

@@ -233,7 +233,7 @@ def syncwarp(b: Binder, ins: Instruction, *_: str) -> Step:
     chunk = b.chunk
 
     def work(group: Group) -> None:
-        if chunk.shadow is not None:
-            chunk.shadow.warp_passed(group)
+        if chunk.epochs is not None:
+            chunk.epochs.warp_passed(group)
 
     return together(b, ins, ins.operands[0], work)

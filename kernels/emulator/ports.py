@@ -67,7 +67,20 @@ class GlobalPort(_Port):
         allocation, index = found
         if allocation.owner.written is not None and self.chunk.checks:
             self.check_written(instruction, group, allocation, index, size)
+        self._note_read(instruction, group, allocation, index, size)
         return allocation.view(size).take(index, axis=0, mode="clip")
+
+    def _note_read(
+        self,
+        instruction: Instruction,
+        group: Group,
+        allocation: Allocation,
+        index: Array,
+        size: int,
+    ) -> None:
+        shadow = self.chunk.global_shadow
+        if shadow is not None and allocation.owner.data is not self.chunk.parameters:
+            shadow.read(instruction, group, allocation, index, size)
 
     def store(
         self, instruction: Instruction, group: Group, address: Array, size: int, data: Array
@@ -107,6 +120,8 @@ class GlobalPort(_Port):
             self.report("write to read-only memory", detail, instruction, group, 0)
         if self.chunk.checks:
             self.chunk.writers.check(instruction, group, allocation, index, size, data)
+            if self.chunk.global_shadow is not None:
+                self.chunk.global_shadow.write(instruction, group, allocation, index, size, data)
         allocation.view(size)[index] = data
         if allocation.owner.written is not None:
             allocation.written_view(size)[index] = _ones(min(size, 8))
@@ -175,6 +190,7 @@ class GlobalPort(_Port):
                 allocation, index = found
                 if allocation.owner.written is not None and self.chunk.checks:
                     self.check_written(instruction, part, allocation, index, size)
+                self._note_read(instruction, part, allocation, index, size)
                 data[inside] = allocation.view(size).take(index, axis=0, mode="clip")
         return data
 
@@ -271,7 +287,14 @@ class LocalPort(_Port):
         threads = chunk.threads.geometry.threads
         self.data = np.zeros(threads * self.stride, np.uint8)
         self.views = {size: as_units(self.data, size) for size in _SHIFT}
+        kept = self.data.size if chunk.checks and self.room else 0
+        self.written = np.zeros(kept, np.uint8)  # 0xFF for each byte that was written
+        self.written_views = {size: as_units(self.written, size) for size in _SHIFT}
         self.base = np.arange(threads, dtype=np.int64) * self.stride
+
+    def start(self) -> None:
+        """New threads begin: what their arrays hold counts as unwritten."""
+        self.written[...] = 0
 
     def _index(self, instruction: Instruction, group: Group, address: Array, size: int) -> Array:
         if int(address.max()) > self.room - size:
@@ -287,13 +310,25 @@ class LocalPort(_Port):
     def load(self, instruction: Instruction, group: Group, address: Array, size: int) -> Array:
         """Read a unit per lane."""
         index = self._index(instruction, group, address, size)
+        if self.written.size:
+            flags = self.written_views[size].take(index, axis=0, mode="clip")
+            whole = flags == flags.dtype.type(_ones(min(size, 8)))
+            if not whole.all():
+                position = int(np.argmin(whole if whole.ndim == 1 else whole.all(axis=1)))
+                detail = (
+                    f"{size} bytes at local address {int(address[position])} were never written"
+                )
+                self.report("uninitialised read", detail, instruction, group, position)
         return self.views[size].take(index, axis=0, mode="clip")
 
     def store(
         self, instruction: Instruction, group: Group, address: Array, size: int, data: Array
     ) -> None:
         """Write a unit per lane."""
-        self.views[size][self._index(instruction, group, address, size)] = data
+        index = self._index(instruction, group, address, size)
+        self.views[size][index] = data
+        if self.written.size:
+            self.written_views[size][index] = _ones(min(size, 8))
 
 
 class GenericPort(_Port):

@@ -8,14 +8,19 @@ import platform
 import shutil
 import textwrap
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import click
 
 import minibert
 from minibert.cli import machine
 from minibert.cli.options import debug_option
+
+if TYPE_CHECKING:
+    from minibert.kernels.cuda.launch import Target
 
 _COLOURS = {"ok": "green", "warn": "yellow", "off": "bright_black"}
 _MARKS = {"ok": "ok", "warn": "!!", "off": "--"}
@@ -68,7 +73,7 @@ def command(as_json: bool) -> None:
 
 def examine() -> list[Finding]:
     """Look at everything; nothing here needs a model or changes anything."""
-    return [*_machine(), *_arrays(), *_cpu_kernels(), *_gpu(), *_packages()]
+    return [*_machine(), *_arrays(), *_cpu_kernels(), *_gpu(), *_gpu_kernels(), *_packages()]
 
 
 def _machine() -> Iterator[Finding]:
@@ -151,9 +156,48 @@ def _gpu() -> Iterator[Finding]:
             yield Finding(section, "driver", "warn", f"{version}: {driver.problem}", advice)
         else:
             yield Finding(section, "driver", "ok", version)
-        for index, device in enumerate(driver.devices):
-            yield Finding(section, f"GPU {index}", "ok", device)
+        for index, gpu in enumerate(driver.devices):
+            yield _one_gpu(section, index, gpu)
+        if len({gpu.compute_capability for gpu in driver.devices}) == 1 < len(driver.devices):
+            names = ",".join(f"cuda:{index}" for index in range(len(driver.devices)))
+            yield Finding(section, "together", "ok", f"--devices {names} shares the batches")
     yield from _gpu_packages(section, driver)
+
+
+def _one_gpu(section: str, index: int, gpu: machine.Gpu) -> Finding:
+    from minibert.errors import DeviceError
+
+    value = (
+        f"{gpu.name}, compute capability {gpu.compute_capability / 10:.1f}, "
+        f"{gpu.num_sms} multiprocessors, {gpu.smem_bytes // 1024} KB of shared memory a block"
+    )
+    try:
+        _target(gpu)
+    except DeviceError as error:
+        return Finding(section, f"GPU {index}", "warn", value, str(error))
+    return Finding(section, f"GPU {index}", "ok", value)
+
+
+def _gpu_kernels() -> Iterator[Finding]:
+    """Which kernel variant each GPU gets for what, and why; GPUs that are alike together."""
+    from minibert.errors import DeviceError
+    from minibert.kernels.cuda.launch import describe
+
+    driver = machine.cuda_driver()
+    alike: dict[Target, list[str]] = {}
+    for index, gpu in enumerate(driver.devices if driver else ()):
+        with suppress(DeviceError):
+            alike.setdefault(_target(gpu), []).append(str(index))
+    for target, numbers in alike.items():
+        for operation, (used, sentence) in describe(target).items():
+            section = f"Kernels of GPU {', '.join(numbers)}"
+            yield Finding(section, operation, "ok" if used else "off", sentence)
+
+
+def _target(gpu: machine.Gpu) -> Target:
+    from minibert.kernels.cuda.launch import target_for
+
+    return target_for(gpu.compute_capability, gpu.num_sms, gpu.smem_bytes or None)
 
 
 def _gpu_packages(section: str, driver: machine.CudaDriver | None) -> Iterator[Finding]:

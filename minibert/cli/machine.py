@@ -54,17 +54,34 @@ class Blas:
 
 
 @dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU, as the driver describes it.
+
+    Attributes:
+        name: for people.
+        compute_capability: 75, 80, ... 120.
+        num_sms: streaming multiprocessors.
+        smem_bytes: shared memory that one block may take.
+    """
+
+    name: str
+    compute_capability: int
+    num_sms: int
+    smem_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class CudaDriver:
     """The NVIDIA driver.
 
     Attributes:
         version: of CUDA, at most: (12, 4).
-        devices: names of the GPUs.
+        devices: the GPUs, in the order of their numbers.
         problem: why the driver cannot be used, or None.
     """
 
     version: tuple[int, int] | None
-    devices: tuple[str, ...]
+    devices: tuple[Gpu, ...]
     problem: str | None = None
 
 
@@ -141,13 +158,24 @@ def cuda_driver(library_name: str = "libcuda.so.1") -> CudaDriver | None:
         return CudaDriver(version, (), f"cuInit failed with CUDA error {status}")
     count = ctypes.c_int()
     library.cuDeviceGetCount(ctypes.byref(count))
-    names = []
+    found = []
     for index in range(count.value):
         device, text = ctypes.c_int(), ctypes.create_string_buffer(256)
         library.cuDeviceGet(ctypes.byref(device), index)
         library.cuDeviceGetName(text, len(text), device)
-        names.append(text.value.decode("utf-8", "replace"))
-    return CudaDriver(version, tuple(names), None if names else "the driver lists no GPU")
+        major, minor, num_sms, smem_bytes = (
+            _attribute(library, device, number) for number in (75, 76, 16, 97)
+        )
+        name = text.value.decode("utf-8", "replace")
+        found.append(Gpu(name, 10 * major + minor, num_sms, smem_bytes))
+    return CudaDriver(version, tuple(found), None if found else "the driver lists no GPU")
+
+
+def _attribute(library: ctypes.CDLL, device: ctypes.c_int, number: int) -> int:
+    """One of `CUdevice_attribute`, 0 where the driver does not know it."""
+    value = ctypes.c_int()
+    library.cuDeviceGetAttribute(ctypes.byref(value), number, device)
+    return value.value
 
 
 def nvrtc() -> str | None:

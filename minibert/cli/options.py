@@ -35,9 +35,19 @@ def debug_option(function: Decorated) -> Decorated:
     )(function)
 
 
+def _split(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str] | None:
+    return None if value is None else [name.strip() for name in value.split(",")]
+
+
 _ENGINE_OPTIONS = (
     click.option(
         "--device", default="auto", show_default=True, help="auto, cpu, cuda, numpy or emulator."
+    ),
+    click.option(
+        "--devices",
+        metavar="NAME,NAME",
+        callback=_split,
+        help="Several GPUs that share the batches, such as cuda:0,cuda:1.",
     ),
     click.option(
         "--dtype",
@@ -48,7 +58,13 @@ _ENGINE_OPTIONS = (
         type=click.Choice(["highest", "high", "medium"]),
         default="highest",
         show_default=True,
-        help="How exactly float32 products are computed.",
+        help="How exactly float32 products are computed; on CUDA only highest.",
+    ),
+    click.option(
+        "--batch-invariant/--no-batch-invariant",
+        default=True,
+        show_default=True,
+        help="Whether a text's last bits may never depend on its batch.",
     ),
     click.option(
         "--batch-tokens",

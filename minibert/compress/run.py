@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibert import model
+from minibert.budget import make_budget
 from minibert.loading import LoadedModel
 from minibert.ops.interface import Ops
 from minibert.ops.recording import LinearEvent, Observer, RecordingOps
-from minibert.ops.select import make_ops
+from minibert.ops.select import DeviceOptions, make_ops
 from minibert.pooling import Step, output_dimension, prepare_steps
-from minibert.runner import Runner, make_budget
+from minibert.runner import DeviceModel, Runner
 from minibert.weights.checkpoint import EncoderWeights, LayerWeights
 
 _OBSERVED_TOKENS = 256  # small batches, so that some can train and others check
@@ -99,13 +100,7 @@ class PreparedRun:
             layer_shapes=(),
             pruned_heads={},
         )
-        ops, _ = make_ops(
-            "auto",
-            dtype=dtype,
-            matmul_precision="highest",
-            threads=None,
-            quantized=self.weights.quantized,
-        )
+        ops, _ = make_ops("auto", DeviceOptions(dtype=dtype), quantized=self.weights.quantized)
         if wrap is not None:
             ops = wrap(ops)
         if observer is not None:
@@ -119,7 +114,9 @@ class PreparedRun:
             memory_limit=None,
         )
         steps = loaded.steps if steps is None else steps
-        self._runner = Runner(ops, self.config, parameters, prepare_steps(ops, steps), budget)
+        self._runner = Runner(
+            [DeviceModel(ops, parameters, prepare_steps(ops, steps))], self.config, budget
+        )
         self._dimension = output_dimension(steps, self.config.hidden_size)
 
     def _narrowed(self, ops: Ops, observer: Observer) -> Observer:

@@ -35,13 +35,14 @@ class DeviceArray:
     """A matrix in the scratch memory of a stream; its memory is free again when it is dropped.
 
     Attributes:
-        data: the device's array, (num_rows, row_stride), or (num_rows,) for scales.
+        data: the device's array, (num_rows, row_stride), or (num_rows, 2) for scale and zero
+            point.
         num_rows: rows.
         num_columns: columns that count; those up to row_stride are zero.
         row_stride: columns as stored.
         dtype: "float32", "float16", "bfloat16" or "int8".
         per_seq: a row is a sequence; otherwise it is a token.
-        quantized: the same rows as int8 and their scales, once they exist.
+        quantized: the same rows as int8, and scale and zero point of each, once they exist.
     """
 
     __slots__ = (
@@ -265,7 +266,7 @@ def scratch_bytes(shape: ForwardShape, *, element_bytes: int, quantized: bool, b
     def take(columns: int, has_companion: bool) -> list[tuple[int, int]]:
         sizes = [tokens * pad_to(columns, PADDING) * element_bytes]
         if has_companion and quantized:
-            sizes += [tokens * pad_to(columns, QUANTIZED_PADDING), 4 * tokens]
+            sizes += [tokens * pad_to(columns, QUANTIZED_PADDING), 8 * tokens]
         return [(line.take(size), size) for size in sizes]
 
     def give(*arrays: list[tuple[int, int]]) -> None:

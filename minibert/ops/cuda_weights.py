@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from minibert.errors import DeviceError
 from minibert.kernels.cuda.device import Device
+from minibert.kernels.cuda.launch import has_sparse_gemm
+from minibert.kernels.cuda.sparse_layout import check_two_of_four, pack_two_of_four
 
 __all__ = ["Embedding", "LayerNorm", "Linear", "pad_to", "quantize_weight", "to_dtype"]
 
@@ -29,9 +31,13 @@ class Linear:
     """One linear layer on the device.
 
     Attributes:
-        weight: (stored_out, stored_in) of the operand type.
+        weight: (stored_out, stored_in) of the operand type; where 2:4 sparse, the kept values,
+            half as many and filled up.
+        places: where the kept values belong, None for a dense weight.
+        stored_in: columns of its input as stored.
         bias: (stored_out,) float32, zeros where the checkpoint has none.
         weight_scale: (stored_out,) float32 for int8, else None.
+        weight_sum: (stored_out,) int32, sums of the rows of an int8 weight, else None.
         in_features: columns of its input.
         out_features: columns of its output.
     """
@@ -39,18 +45,16 @@ class Linear:
     weight: Any
     bias: Any
     weight_scale: Any
+    weight_sum: Any
     in_features: int
     out_features: int
+    stored_in: int
+    places: Any = None
 
     @property
     def stored_out(self) -> int:
         """Columns of the output as stored."""
         return int(self.weight.shape[0])
-
-    @property
-    def stored_in(self) -> int:
-        """Columns of the weight as stored."""
-        return int(self.weight.shape[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,24 +128,44 @@ def make_linear(
     dtype: str,
     quantized: bool,
     name: str,
+    sparsity: str | None = None,
 ) -> Linear:
-    """Lay out a linear layer; `dtype` is that of activations, and of weights not quantized."""
+    """Lay out a linear layer; `dtype` is that of activations, and of weights not quantized.
+
+    Weights with `sparsity` "2:4" are for the sparse tensor cores where the device has them for
+    this dtype, and dense elsewhere.
+
+    Raises:
+        DeviceError: a value too large for float16, or weights that are not as sparse as claimed.
+    """
+    if sparsity not in (None, "2:4"):
+        raise DeviceError(f"sparsity of {name} must be None or 2:4, got {sparsity!r}")
+    if sparsity is not None:
+        check_two_of_four(weight, name=name)
     out_features, in_features = weight.shape
     stored_out = pad_to(out_features, PADDING)
     stored_in = pad_to(in_features, QUANTIZED_PADDING if quantized else PADDING)
-    weight_scale = None
-    if quantized:
+    weight_scale = weight_sum = places = None
+    if sparsity is not None and not quantized and has_sparse_gemm(device.target, dtype):
+        whole = _padded_matrix(to_dtype(weight, dtype, name=name), stored_out, stored_in)
+        stored, words = pack_two_of_four(whole)
+        places = device.to_device(words)
+    elif quantized:
         weight_q, scale = quantize_weight(weight)
         weight_scale = device.to_device(_padded_vector(scale, stored_out))
         stored = _padded_matrix(weight_q, stored_out, stored_in)
+        weight_sum = device.to_device(stored.sum(axis=1, dtype=np.int32))
     else:
         stored = _padded_matrix(to_dtype(weight, dtype, name=name), stored_out, stored_in)
     return Linear(
         device.to_device(stored),
         device.to_device(_padded_vector(bias, stored_out)),
         weight_scale,
+        weight_sum,
         in_features,
         out_features,
+        stored_in,
+        places,
     )
 
 

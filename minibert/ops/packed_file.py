@@ -104,7 +104,7 @@ class PackedFile:
 
 
 def open_packed(
-    folder: Path, checkpoint: Iterable[Path], *, path: str, dtype: str, matmul_precision: str
+    folder: Path, checkpoint: Iterable[Path], path: str, *, dtype: str, matmul_precision: str
 ) -> PackedFile:
     """Find the file of a checkpoint, or prepare to write it.
 

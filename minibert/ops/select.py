@@ -1,10 +1,16 @@
-"""From the `device` argument to an Ops, with the reason for the choice."""
+"""From the `device` and `devices` arguments to Ops, with the reason for the choice."""
 
 from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 from minibert.errors import DeviceError, MissingDependencyError
 from minibert.ops.interface import Ops
@@ -17,13 +23,38 @@ _DEVICE = re.compile(r"auto|cpu|numpy|(cuda|emulator)(:\d+)?")
 _log = logging.getLogger("minibert")
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceOptions:
+    """How a device computes, and what it may do.
+
+    Attributes:
+        dtype: how linear layers compute; None for int8 where the checkpoint is quantised and the
+            device has it, else float32.
+        matmul_precision: for float32, how exactly.
+        threads: most threads of the CPU kernels; all usable cores when None.
+        batch_invariant: False permits kernels whose last bits depend on the batch.
+        float_layers: linear layers that int8 leaves in float, such as "layer.0.qkv"; CUDA only.
+        packed_weights: folder where the CPU kernels keep the weights as they laid them out.
+    """
+
+    dtype: str | None = None
+    matmul_precision: str = "highest"
+    threads: int | None = None
+    batch_invariant: bool = True
+    float_layers: tuple[str, ...] = ()
+    packed_weights: Path | None = None
+
+    def chosen_dtype(self, quantized: bool) -> str:
+        """The dtype of a device that has int8."""
+        return self.dtype or ("int8" if quantized else "float32")
+
+
 def make_ops(
     device: str,
+    options: DeviceOptions | None = None,
     *,
-    dtype: str | None,
-    matmul_precision: str,
-    threads: int | None,
     quantized: bool = False,
+    files: Sequence[Path] = (),
 ) -> tuple[Ops, str]:
     """Make the Ops of a device.
 
@@ -31,11 +62,9 @@ def make_ops(
         device: one of `DEVICES`; "auto" is a GPU where one is usable, else the CPU; "numpy" is
             the reference without kernels; "emulator" runs the CUDA kernels without a GPU, slowly,
             for checking.
-        dtype: how linear layers compute; None for int8 where the checkpoint is quantised and the
-            device has it, else float32.
-        matmul_precision: for float32, how exactly.
-        threads: most threads of the CPU kernels; all usable cores when None.
+        options: how it computes.
         quantized: whether the checkpoint holds int8 weights.
+        files: of the checkpoint, which packed weights belong to.
 
     Returns:
         The Ops, and a sentence that says why it was chosen.
@@ -43,27 +72,82 @@ def make_ops(
     Raises:
         DeviceError: an unknown device, or one that cannot do what was asked.
     """
-    check_device(device, matmul_precision=matmul_precision, threads=threads)
+    options = options or DeviceOptions()
+    check_device(device, options)
     made: tuple[Ops, str] | None = None
-    if device.startswith(("cuda", "emulator")):
-        made = _gpu(device, dtype, quantized), "asked for"
+    if _is_gpu(device):
+        made = _gpu(device, options, quantized), "asked for"
     elif device == "auto":
-        made = _gpu_if_usable(dtype, quantized)
-    ops, reason = made or _cpu(device, dtype, matmul_precision, threads, quantized)
+        made = _gpu_if_usable(options, quantized)
+    ops, reason = made or _cpu(device, options, quantized, files)
     _log.info("device %r: ops %s (%s)", device, ops.name, reason)
     return ops, reason
 
 
-def check_device(device: str, *, matmul_precision: str, threads: int | None) -> None:
+def make_devices(
+    device: str,
+    devices: Sequence[str] | None,
+    options: DeviceOptions,
+    *,
+    quantized: bool = False,
+    files: Sequence[Path] = (),
+) -> tuple[list[Ops], str]:
+    """Make the Ops of several devices, or of the one that `device` names.
+
+    Args:
+        device: as in `make_ops`; "auto" where `devices` are given.
+        devices: GPUs, or emulators, of one architecture: a text has the same bytes on each.
+        options: how they compute.
+        quantized: as in `make_ops`.
+        files: as in `make_ops`.
+
+    Returns:
+        The Ops, at least one, and a sentence that says why they were chosen.
+
+    Raises:
+        DeviceError: as `make_ops`, or devices that would not give the same bytes. None is left
+            open.
+    """
+    check_devices(device, devices, options)
+    if devices is None:
+        ops, reason = make_ops(device, options, quantized=quantized, files=files)
+        return [ops], reason
+    made: list[Ops] = []
+    try:
+        made += (make_ops(name, options, quantized=quantized)[0] for name in devices)
+        _check_alike(devices, made)
+    except BaseException:
+        close_all(made)
+        raise
+    return made, f"asked for: {', '.join(devices)}"
+
+
+def keep_packed(devices: Iterable[Ops]) -> None:
+    """Write packed weights that were not found, once all are laid out."""
+    for ops in devices:
+        packed = getattr(ops, "packed", None)
+        if packed is not None:
+            packed.save()
+
+
+def close_all(devices: Iterable[Ops]) -> None:
+    """Close every one of them, whatever happens to the others."""
+    with ExitStack() as stack:
+        for ops in devices:
+            stack.callback(ops.close)
+
+
+# ---- refusals that need no device ------------------------------------------------------------
+def check_device(device: str, options: DeviceOptions) -> None:
     """Refuse arguments that no model could make right, before one is looked for.
 
     Raises:
         DeviceError: as `make_ops`.
     """
-    if matmul_precision not in MATMUL_PRECISIONS:
+    precision, threads = options.matmul_precision, options.threads
+    if precision not in MATMUL_PRECISIONS:
         raise DeviceError(
-            f"matmul_precision must be one of {', '.join(MATMUL_PRECISIONS)}, "
-            f"got {matmul_precision!r}"
+            f"matmul_precision must be one of {', '.join(MATMUL_PRECISIONS)}, got {precision!r}"
         )
     if threads is not None and (
         isinstance(threads, bool) or not isinstance(threads, int) or threads < 1
@@ -71,39 +155,144 @@ def check_device(device: str, *, matmul_precision: str, threads: int | None) -> 
         raise DeviceError(f"threads must be at least 1, got {threads!r}")
     if not isinstance(device, str) or not _DEVICE.fullmatch(device):
         raise DeviceError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
+    if _is_gpu(device) and precision != "highest":
+        raise DeviceError(
+            f"matmul_precision must be highest on {_kind(device)}, got {precision!r}: float32 is "
+            "computed by float32 multiply-adds there; tensor cores are used by dtype='bfloat16', "
+            "'float16' or 'int8'"
+        )
+    if device in ("cpu", "numpy") and options.float_layers:
+        raise DeviceError(
+            f"float_layers must be empty on {device}, got {list(options.float_layers)}: "
+            "`minibert quantize` chooses the layers that stay float there"
+        )
 
 
-def _gpu_if_usable(dtype: str | None, quantized: bool) -> tuple[Ops, str] | None:
-    """A GPU, where CuPy is installed and finds one; why not goes to the log."""
+def check_devices(device: str, devices: Sequence[str] | None, options: DeviceOptions) -> None:
+    """Refuse lists of devices that cannot work together, before a model is looked for.
+
+    Raises:
+        DeviceError: as `make_devices`.
+    """
+    if devices is None:
+        check_device(device, options)
+        return
+    if device != "auto":
+        raise DeviceError(f"device must not be given beside devices, got {device!r}")
+    if isinstance(devices, str) or not isinstance(devices, Sequence) or not devices:
+        raise DeviceError(
+            f"devices must be a list such as ['cuda:0', 'cuda:1'], not empty, got {devices!r}"
+        )
+    for name in devices:
+        check_device(name, options)
+        if not _is_gpu(name):
+            raise DeviceError(
+                "devices must all be cuda or emulator devices, "
+                f"got {name!r}: device={name!r} uses all cores by itself"
+            )
+    kinds = sorted({_kind(name) for name in devices})
+    if len(kinds) > 1:
+        raise DeviceError(
+            f"devices must be of one kind, got {' and '.join(kinds)}: the last bits of a text "
+            "would depend on the device that it falls to"
+        )
+    numbers = [name.partition(":")[2] or "0" for name in devices]
+    if kinds == ["cuda"] and len({int(number) for number in numbers}) < len(numbers):
+        raise DeviceError(f"devices must name each GPU once, got {list(devices)}")
+
+
+def check_float_layers(float_layers: object) -> tuple[str, ...]:
+    """The names as a tuple.
+
+    Raises:
+        DeviceError: something else than names.
+    """
+    if isinstance(float_layers, str) or not (
+        isinstance(float_layers, Collection) and all(isinstance(x, str) for x in float_layers)
+    ):
+        raise DeviceError(
+            f"float_layers must be names such as ['layer.0.qkv'], got {float_layers!r}"
+        )
+    return tuple(float_layers)
+
+
+def _check_alike(names: Sequence[str], made: Sequence[Any]) -> None:
+    """Refuse GPUs of several architectures: their tensor cores add in different orders."""
+    found = [ops.device.target.compute_capability for ops in made]
+    if len(set(found)) > 1:
+        shown = ", ".join(
+            f"{name} ({capability / 10:.1f})" for name, capability in zip(names, found, strict=True)
+        )
+        raise DeviceError(
+            f"devices must have one compute capability, got {shown}: the last bits of a text "
+            "would depend on the device that it falls to"
+        )
+
+
+def _is_gpu(device: str) -> bool:
+    return _kind(device) in ("cuda", "emulator")
+
+
+def _kind(device: str) -> str:
+    return device.partition(":")[0]
+
+
+# ---- making ----------------------------------------------------------------------------------
+def _gpu_if_usable(options: DeviceOptions, quantized: bool) -> tuple[Ops, str] | None:
+    """A GPU, where CuPy finds one and it computes what is asked; why not goes to the log."""
     spec = find_spec("cupy")
-    if dtype == "float64" or spec is None or spec.origin is None:  # an empty folder is no CuPy
+    if options.dtype == "float64" or spec is None or spec.origin is None:  # an empty folder is none
         return None
     try:
-        return _gpu("cuda", dtype, quantized), "a usable GPU was found"
+        check_device("cuda", options)
+        return _gpu("cuda", options, quantized), "a usable GPU was found"
     except (DeviceError, MissingDependencyError) as error:
         _log.info("device 'auto': no GPU is used: %s", error)
         return None
 
 
-def _gpu(device: str, dtype: str | None, quantized: bool) -> Ops:
+def _gpu(device: str, options: DeviceOptions, quantized: bool) -> Ops:
     from minibert.ops.cuda import cuda_ops
 
-    return cuda_ops(device, dtype or ("int8" if quantized else "float32"))
+    return cuda_ops(
+        device,
+        options.chosen_dtype(quantized),
+        batch_invariant=options.batch_invariant,
+        float_layers=options.float_layers,
+    )
 
 
 def _cpu(
-    device: str, dtype: str | None, matmul_precision: str, threads: int | None, quantized: bool
+    device: str, options: DeviceOptions, quantized: bool, files: Sequence[Path]
 ) -> tuple[Ops, str]:
     """The kernels where they were built; else NumPy, whose float32 meets every precision."""
+    if device == "auto":
+        check_device("cpu", options)
     if device == "numpy":
-        return ReferenceOps(dtype or "float32"), "asked for"
-    if dtype == "float64":
-        return ReferenceOps(dtype), "float64 is computed by NumPy"
+        return ReferenceOps(options.dtype or "float32"), "asked for"
+    if options.dtype == "float64":
+        return ReferenceOps("float64"), "float64 is computed by NumPy"
     from minibert.ops import cpu
 
     built, why = cpu.available()
     if built:
-        dtype = dtype or ("int8" if quantized else "float32")
-        ops = cpu.CpuOps(dtype, matmul_precision=matmul_precision, threads=threads)
+        dtype, folder = options.chosen_dtype(quantized), options.packed_weights
+        packed = None
+        if folder is not None:
+            from minibert.ops.packed_file import open_packed
+
+            packed = partial(
+                open_packed,
+                folder,
+                files,
+                dtype=dtype,
+                matmul_precision=options.matmul_precision,
+            )
+        ops = cpu.CpuOps(
+            dtype,
+            packed=packed,
+            matmul_precision=options.matmul_precision,
+            threads=options.threads,
+        )
         return ops, f"own kernels, {why}, {ops.num_streams} threads"
-    return ReferenceOps(dtype or "float32"), f"NumPy: {why}"
+    return ReferenceOps(options.dtype or "float32"), f"NumPy: {why}"

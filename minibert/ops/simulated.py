@@ -54,7 +54,9 @@ class SimulatedOps(ReferenceOps):
         sparsity: str | None = None,
     ) -> Any:
         """See `Ops.prepare_linear`; keeps the name."""
-        return _Named(name, super().prepare_linear(weight, bias, name=name, dtype=dtype))
+        return _Named(
+            name, super().prepare_linear(weight, bias, name=name, dtype=dtype, sparsity=sparsity)
+        )
 
     def linear(
         self,

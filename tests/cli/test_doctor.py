@@ -12,6 +12,7 @@ from minibert.cli import doctor, machine
 from minibert.ops import cpu
 
 Run = Callable[..., Result]
+H100 = machine.Gpu("NVIDIA H100", 90, 132, 232448)
 
 
 def findings(run: Run) -> dict[str, dict[str, str]]:
@@ -77,14 +78,43 @@ def test_the_extension_is_built_or_the_reason_is_shown(
 def test_a_gpu_without_cupy_gets_the_extra_of_its_driver(
     run: Run, monkeypatch: pytest.MonkeyPatch, version: tuple[int, int] | None, extra: str
 ) -> None:
-    driver = machine.CudaDriver(version, ("NVIDIA H100",))
+    driver = machine.CudaDriver(version, (H100,))
     monkeypatch.setattr(machine, "cuda_driver", lambda: driver)
     monkeypatch.setattr(machine, "nvrtc", lambda: None)
     monkeypatch.setattr(machine, "version_of", lambda *names: None)
     found = findings(run)
-    assert found["GPU 0"]["value"] == "NVIDIA H100"
+    assert found["GPU 0"]["value"] == (
+        "NVIDIA H100, compute capability 9.0, 132 multiprocessors, 227 KB of shared memory a block"
+    )
     assert found["CuPy"]["status"] == found["NVRTC"]["status"] == "warn"
     assert found["CuPy"]["advice"] == f'pip install "minibert-engine[{extra}]"'
+
+
+def test_every_gpu_is_told_its_kernels_and_why(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = machine.Gpu("Tesla T4", 75, 40, 65536)
+    older = machine.Gpu("Tesla V100", 70, 80, 98304)
+    driver = machine.CudaDriver((13, 1), (H100, old, H100, older))
+    monkeypatch.setattr(machine, "cuda_driver", lambda: driver)
+    sections: dict[str, dict[str, doctor.Finding]] = {}
+    for finding in doctor.examine():
+        sections.setdefault(finding.section, {})[finding.name] = finding
+    modern, turing = sections["Kernels of GPU 0, 2"], sections["Kernels of GPU 1"]
+    assert "m16n8k16" in modern["linear float16"].value
+    assert "227 KB" in modern["linear float16"].value
+    assert "m16n8k8" in turing["linear float16"].value
+    assert turing["linear bfloat16"].status == "off"
+    assert "needs compute capability 8.0, this is 7.5" in turing["linear bfloat16"].value
+    assert sections["GPU"]["GPU 3"].status == "warn"
+    assert "must be at least 7.5, got 7.0" in (sections["GPU"]["GPU 3"].advice or "")
+    assert "together" not in sections["GPU"]
+    assert all(len(line) <= 80 for line in run("doctor").output.splitlines())
+
+
+def test_gpus_of_one_capability_may_work_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = machine.CudaDriver((13, 1), (H100, H100))
+    monkeypatch.setattr(machine, "cuda_driver", lambda: driver)
+    together = next(finding for finding in doctor.examine() if finding.name == "together")
+    assert together.value == "--devices cuda:0,cuda:1 shares the batches"
 
 
 def test_a_driver_that_fails_is_a_warning(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,10 +75,18 @@ class FakeDriver:
         text.value = b"NVIDIA H100 80GB HBM3"
         return 0
 
+    def cuDeviceGetAttribute(self, value: ctypes.c_int, number: int, device: int) -> int:
+        # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR, _MULTIPROCESSOR_COUNT,
+        # _MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+        value._obj.value = {75: 9, 76: 0, 16: 132, 97: 232448}[number]
+        return 0
+
 
 def test_a_driver_tells_its_version_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: FakeDriver(0))
-    assert machine.cuda_driver() == machine.CudaDriver((13, 1), ("NVIDIA H100 80GB HBM3",))
+    assert machine.cuda_driver() == machine.CudaDriver(
+        (13, 1), (machine.Gpu("NVIDIA H100 80GB HBM3", 90, 132, 232448),)
+    )
 
 
 def test_a_driver_without_access_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,11 +54,14 @@ def test_chunks_of_the_grid_agree(blocks: int) -> None:
 
 
 def test_views_have_bounds_of_their_own() -> None:
-    base = np.zeros(64, np.float32)
+    base = np.zeros(144, np.float32)
     kernel = module(ADD).get_function("k")
-    kernel(1, 32, (base[16:48], base[:32], np.float32(1), np.int32(32)))
+    kernel(1, 32, (base[16:48], base[48:80], np.float32(1), np.int32(32)))
     with pytest.raises(KernelFault, match="offset 128 of argument 0 of k, which has 128 bytes"):
-        kernel(1, 64, (base[16:48], base, np.float32(1), np.int32(33)))
+        kernel(1, 64, (base[16:48], base[80:], np.float32(1), np.int32(33)))
+    # Views that overlap: what one thread writes is what another reads.
+    with pytest.raises(KernelFault, match="write after read of global memory"):
+        kernel(1, 32, (base[16:48], base[:32], np.float32(1), np.int32(32)))
 
 
 def test_alignment_is_that_of_the_base() -> None:

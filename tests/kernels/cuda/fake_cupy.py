@@ -2,12 +2,14 @@
 
 Signatures and names are CuPy 14's. What CuPy or the driver would refuse is refused here too:
 waiting, allocating or loading code while a stream is captured, copies between wrong places, a
-launch outside of the device.
+launch outside of the device, or with memory, code or a stream of another one. What CuPy keeps for
+each thread, the current device and stream, is kept for each thread.
 """
 
 from __future__ import annotations
 
 import ctypes
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,12 +32,12 @@ class CUDARuntimeError(RuntimeError):
 class Pointer:
     """MemoryPointer: arithmetic gives pointers into the same memory."""
 
-    def __init__(self, memory: Any, offset: int = 0) -> None:
-        self.memory, self.offset = memory, offset
+    def __init__(self, memory: Any, device: int, offset: int = 0) -> None:
+        self.memory, self.device, self.offset = memory, device, offset
         self.ptr = memory.__array_interface__["data"][0] + offset
 
     def __add__(self, offset: int) -> Pointer:
-        return Pointer(self.memory, self.offset + offset)
+        return Pointer(self.memory, self.device, self.offset + offset)
 
 
 class Array:
@@ -59,7 +61,7 @@ class Stream:
 
     def __init__(self, cupy: FakeCupy, non_blocking: bool = False) -> None:
         assert non_blocking, "the null stream would wait for every other one"
-        self.cupy, self.ptr = cupy, id(self)
+        self.cupy, self.ptr, self.device = cupy, id(self), cupy.device
         self.recording: list[Callable[[], None]] | None = None
         self.previous: list[Stream | None] = []
 
@@ -93,7 +95,7 @@ class Stream:
 
 class RawKernel:
     def __init__(self, cupy: FakeCupy, kernel: Kernel) -> None:
-        self.cupy, self.kernel = cupy, kernel
+        self.cupy, self.kernel, self.device = cupy, kernel, cupy.device
 
     @property
     def max_dynamic_shared_size_bytes(self) -> int | None:
@@ -107,10 +109,15 @@ class RawKernel:
         assert self.cupy.entered > 0, "a launch outside of the device"
         assert self.cupy.current is not None, "a launch on the null stream"
         assert all(isinstance(arg, Array | np.generic) for arg in args)
+        used = {arg.data.device for arg in args if isinstance(arg, Array)}
+        used |= {self.device, self.cupy.current.device, self.cupy.device}
+        assert len(used) == 1, f"a launch with parts of several devices: {used}"
         passed = tuple(arg.host if isinstance(arg, Array) else _scalar(arg) for arg in args)
 
         def work() -> None:
             self.cupy.launches += 1
+            if self.cupy.launches_on is not None:
+                self.cupy.launches_on.append(self.device)
             self.kernel(grid, block, passed, shared_mem=shared_mem)
 
         if self.cupy.current.recording is not None:
@@ -144,13 +151,21 @@ def elapsed_ms(begin: Event, end: Event) -> float:
     return (end.time_s - begin.time_s) * 1e3
 
 
-class FakeCupy:
-    """The module."""
+class FakeCupy(threading.local):
+    """The module; attributes set in `__init__` are each thread's own, as in CuPy."""
 
     __version__ = "14.2.0"
 
-    def __init__(self, *, free_bytes: int = 1 << 40) -> None:
-        self.entered, self.capturing, self.launches, self.loaded = 0, 0, 0, 0
+    def __init__(
+        self,
+        *,
+        free_bytes: int = 1 << 40,
+        num_devices: int = 1,
+        launches_on: list[int] | None = None,
+    ) -> None:
+        self.capturing, self.launches, self.loaded = 0, 0, 0
+        self.devices: list[int] = []
+        self.launches_on = launches_on  # one list for all threads
         self.free_bytes = free_bytes
         self.current: Stream | None = None
         fake = self
@@ -163,13 +178,14 @@ class FakeCupy:
             }
 
             def __init__(self, index: int) -> None:
-                assert index == 0
+                assert 0 <= index < num_devices
+                self.index = index
 
             def __enter__(self) -> None:
-                fake.entered += 1
+                fake.devices.append(self.index)
 
             def __exit__(self, *_: object) -> None:
-                fake.entered -= 1
+                assert fake.devices.pop() == self.index
 
             def synchronize(self) -> None:
                 assert not fake.capturing
@@ -185,7 +201,7 @@ class FakeCupy:
                 CUDARuntimeError=CUDARuntimeError,
                 memcpyHostToDevice=1,
                 memcpyDeviceToHost=2,
-                getDeviceCount=lambda: 1,
+                getDeviceCount=lambda: num_devices,
                 driverGetVersion=lambda: 13000,
                 getDeviceProperties=lambda index: {"name": b"Fake A100"},
                 memGetInfo=lambda: (fake.free_bytes, 1 << 40),
@@ -195,11 +211,19 @@ class FakeCupy:
         self.get_default_memory_pool = lambda: SimpleNamespace(free_all_blocks=lambda: None)
         self.get_default_pinned_memory_pool = self.get_default_memory_pool
 
+    @property
+    def entered(self) -> int:
+        return len(self.devices)
+
+    @property
+    def device(self) -> int:
+        return self.devices[-1] if self.devices else 0
+
     def empty(self, nbytes: int, dtype: Any) -> Array:
         assert self.entered and not self.capturing, "an allocation during capture"
         if nbytes > self.free_bytes:
             raise OutOfMemoryError("out of memory")
-        return Array((nbytes,), dtype, Pointer(device_array(nbytes, np.uint8)))
+        return Array((nbytes,), dtype, Pointer(device_array(nbytes, np.uint8), self.device))
 
     def ndarray(self, shape: Any, dtype: Any, *, memptr: Pointer) -> Array:
         return Array(shape, dtype, memptr)

@@ -46,6 +46,10 @@ def test_conformance_kernels_assemble(capability: int) -> None:
     names = [f"{kind}_conformance_kernel<{t}>" for kind in ("mma", "convert") for t in floats]
     names += ["mma_conformance_kernel<int8>", "copy_conformance_kernel", "warp_conformance_kernel"]
     names += [f"ldmatrix_conformance_kernel<{t}>" for t in ("false", "true")]
+    if capability >= 80:
+        names += [
+            f"mma_sparse_conformance_kernel<{t}, {selector}>" for t in floats for selector in (0, 1)
+        ]
     text = loader.read_source("conformance.cu")
     arch = f"sm_{capability}"
     cubin = nvrtc.compile_cubin(text, name="conformance.cu", arch=arch, name_expressions=names)

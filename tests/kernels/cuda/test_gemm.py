@@ -70,7 +70,7 @@ def run(
         out,
         bench.put(case.hidden),
         bench.put(case.weight),
-        *((None, None) if narrow else ()),
+        *((None, None, None) if narrow else ()),
         bench.put(case.bias),
         bench.put(case.residual) if residual else None,
         *sizes.values(),
@@ -179,8 +179,13 @@ def run_int8(
 ) -> tuple[NDArray[Any], Float64]:
     """The kernel's output, and the exact integer product dequantized in float64."""
     x = widened(case.hidden)
-    act_scale = (np.abs(x).max(axis=1) / 127).astype(np.float32)
-    hidden_q = np.rint(x / np.where(act_scale > 0, act_scale, 1)[:, None]).astype(np.int8)
+    low, high = np.minimum(x.min(axis=1), 0), np.maximum(x.max(axis=1), 0)
+    act_scale = ((high - low) / 255).astype(np.float32)
+    divisor = np.where(act_scale > 0, act_scale, 1).astype(np.float64)
+    zero_point = (np.rint(-low / divisor) - 128).astype(np.int32)
+    steps = np.rint(x / divisor[:, None]) + zero_point[:, None]
+    hidden_q = np.clip(steps, -128, 127).astype(np.int8)
+    row_scale = np.stack([act_scale, zero_point.view(np.float32)], axis=1)
     weight_q, weight_scale = quantize_weight(widened(case.weight).astype(np.float32))
     choose = launch.gemm_narrow if narrow else launch.gemm
     made = choose(bench.target, dtype, activation, **case.sizes(), quantized=True)
@@ -191,13 +196,14 @@ def run_int8(
         out,
         bench.put(hidden_q),
         bench.put(weight_q),
-        bench.put(act_scale),
+        bench.put(row_scale),
         bench.put(weight_scale),
+        bench.put(weight_q.sum(axis=1, dtype=np.int32)),
         bench.put(case.bias),
         bench.put(stored(widened(case.residual), dtype)) if residual else None,
         *sizes.values(),
     )
-    acc = hidden_q.astype(np.int64) @ weight_q.astype(np.int64).T
+    acc = (hidden_q.astype(np.int64) - zero_point[:, None]) @ weight_q.astype(np.int64).T
     ref = acc * act_scale[:, None].astype(np.float64) * weight_scale.astype(np.float64)
     ref = ACTIVATIONS[activation](ref + case.bias)
     return bench.get(out), ref + (rounded(widened(case.residual), dtype) if residual else 0)

@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu import __main__ as driver
-from benchmarks.gpu import checks, resources
+from benchmarks.gpu import checks, peaks, resources
 from benchmarks.gpu.clock import Contender, Rounds, WallClock, race
 from benchmarks.gpu.report import Report
+from benchmarks.gpu.timings import Bench
 from benchmarks.gpu.workloads import BASE, ragged
 from minibert.kernels.cuda import device as devices
+from minibert.kernels.cuda import loader, nvrtc
+from minibert.kernels.cuda.emulated import EmulatedDevice
 from tests.kernels.cuda.fake_cupy import FakeCupy
 
 
@@ -22,11 +25,19 @@ def test_the_driver_runs_every_stage_and_writes_both_files(tmp_path: Path) -> No
     assert driver.main(["--device", "emulator", "--out", str(tmp_path)]) == 0
     (json_path,) = tmp_path.glob("*.json")
     found: dict[str, Any] = json.loads(json_path.read_text())
-    assert found["ok"] and not found["skipped"]
-    stages = {"conformance", "kernel tests", "parity"}
+    assert found["ok"]
+    assert set(found["skipped"]) == {"cluster barrier"}  # begins with 9.0
+    stages = {"conformance", "kernel tests", "parity", "peaks"}
     assert {check["stage"] for check in found["checks"]} == stages
-    timed = {"ceilings", "host cost", "linear layers", "attention", "whole models"}
+    timed = {"ceilings", "peaks", "host cost", "linear layers", "attention", "whole models"}
     assert {timing["stage"] for timing in found["timings"]} == timed
+    units = {timing["work"] for timing in found["timings"] if timing["stage"] == "peaks"}
+    assert units == {
+        *(f"mma_peak_kernel<{t}>" for t in ("half", "bfloat16", "int8")),
+        *(f"mma_sparse_peak_kernel<{t}>" for t in ("half", "bfloat16")),
+        *(f"function_peak_kernel<{f}>" for f in ("kExp2", "kExp2Half2", "kTanh", "kErf")),
+        "grid barrier",
+    }
     assert set(found["seconds"]) == stages | timed
     assert all(timing["time_us"] > 0 for timing in found["timings"])
     floors = [t for t in found["timings"] if t["floor_us"] is not None]
@@ -45,8 +56,34 @@ def test_the_driver_runs_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     found = json.loads(json_path.read_text())
     assert found["environment"]["CuPy"] == "14.2.0"
     assert found["skipped"]["PyTorch"].startswith("sees no GPU")
-    timed = {"host cost", "linear layers", "attention", "whole models"}
+    timed = {"peaks", "host cost", "linear layers", "attention", "whole models"}
     assert {timing["stage"] for timing in found["timings"]} == timed
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100, 120])
+def test_the_loops_of_the_peaks_assemble(capability: int) -> None:
+    names = [f"mma_peak_kernel<{t}>" for t in ("half", "bfloat16", "int8")]
+    names += [f"mma_sparse_peak_kernel<{t}>" for t in ("half", "bfloat16")]
+    names += [f"function_peak_kernel<{f}>" for f in ("kExp2", "kExp2Half2", "kTanh", "kErf")]
+    names += ["grid_barrier_kernel"] + ["cluster_barrier_kernel"] * (capability >= 90)
+    cubin = nvrtc.compile_cubin(
+        loader.read_source(peaks.SOURCE),
+        name="peaks.cu",
+        arch=f"sm_{capability}",
+        name_expressions=names,
+    )
+    for name in names:
+        found = cubin.resources[cubin.names[name]]
+        assert found.spill_store_bytes == found.spill_load_bytes == 0, name
+
+
+def test_a_wrong_result_of_a_unit_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peaks, "_CHAINS", 7)
+    report = Report({"device": "none"})
+    rounds = Rounds(rounds=1, target_us=1.0, warm_ups=1)
+    bench = Bench(report, EmulatedDevice(80), WallClock(), rounds, None, "cpu")
+    peaks.tensor_cores(bench, peaks.Sizes(0, 2, 1))
+    assert report.checks and not any(check.ok for check in report.checks)
 
 
 def test_a_failed_check_fails_the_run(

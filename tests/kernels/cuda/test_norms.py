@@ -35,7 +35,7 @@ def run_layer_norm(
     tokens, size = hidden.shape
     out = bench.empty((tokens, size), dtype)
     out_q = bench.empty((tokens, quantized_size), "int8") if quantized_size else None
-    scale = bench.empty((tokens,), "float32") if quantized_size else None
+    scale = bench.empty((tokens, 2), "float32") if quantized_size else None
     bench.launch(
         launch.layer_norm(bench.target, dtype, num_tokens=tokens, hidden_size=size),
         out,
@@ -99,7 +99,7 @@ def test_a_row_does_not_depend_on_its_place(bench: Bench, dtype: str) -> None:
 
 def run_quantize(bench: Bench, hidden: NDArray[Any], dtype: str, size: int) -> list[NDArray[Any]]:
     tokens, stride = hidden.shape
-    out_q, scale = bench.empty((tokens, size), "int8"), bench.empty((tokens,), "float32")
+    out_q, scale = bench.empty((tokens, size), "int8"), bench.empty((tokens, 2), "float32")
     bench.launch(
         launch.quantize_rows(bench.target, dtype, num_tokens=tokens),
         out_q,
@@ -122,17 +122,33 @@ def test_rows_are_quantized_to_the_nearest_step(
     padded = -(-shape[1] // 16) * 16
     out_q, scale = run_quantize(bench, hidden, dtype, padded)
     x = widened(hidden)
-    assert np.array_equal(scale, (np.abs(x).max(axis=1) / 127).astype(np.float32))
+    low, high = np.minimum(x.min(axis=1), 0), np.maximum(x.max(axis=1), 0)
+    step, zero_point = scale[:, 0].astype(np.float64), scale[:, 1].copy().view(np.int32)
+    assert np.allclose(step, (high - low) / 255, rtol=2 * np.finfo(np.float32).eps, atol=0)
     assert np.all(out_q[:, shape[1] :] == 0)
-    assert np.all(np.abs(out_q[:, : shape[1]]).max(axis=1) == 127)
-    steps = x / scale.astype(np.float64)[:, None] - out_q[:, : shape[1]]
-    # Half a step, and the rounding of the factor and of the product (2 ulp of 127 in float32).
-    assert np.abs(steps).max() <= 0.5 + 2 * 127 * np.finfo(np.float32).eps
+    q = out_q[:, : shape[1]].astype(np.int64)
+    # The ends of the row's range are the ends of int8: the step and the zero point are rounded
+    # apart, so one of them may stay one short.
+    assert np.all(q.min(axis=1) <= -127) and np.all(q.max(axis=1) >= 126)
+    error = np.abs((q - zero_point[:, None]) * step[:, None] - x) / step[:, None]
+    inside = (q > -128) & (q < 127)
+    # Half a step, and the rounding of the factor and of the product (2 ulp of 255 in float32); a
+    # value at the end can be cut by half a step more.
+    tiny = 2 * 255 * np.finfo(np.float32).eps
+    assert error[inside].max(initial=0.0) <= 0.5 + tiny and error.max() <= 1 + tiny
 
 
-def test_a_row_of_zeros_stays_zero(bench: Bench) -> None:
-    out_q, scale = run_quantize(bench, np.zeros((2, 64), np.float32), "float32", 64)
-    assert not out_q.any() and not scale.any()
+def test_zero_is_kept_exactly_whatever_the_range(bench: Bench) -> None:
+    ranges = ((-0.17, 3), (-5, 0), (2, 9), (-7, -1), (0, 0))
+    x = np.stack([np.linspace(low, high, 64) for low, high in ranges])
+    x[:, 10] = 0
+    out_q, scale = run_quantize(bench, x.astype(np.float32), "float32", 64)
+    zero_point = scale[:, 1].copy().view(np.int32)
+    assert np.array_equal(out_q[:, 10], zero_point)
+    assert np.all((zero_point >= -128) & (zero_point <= 127))
+    # One-sided values use all 256 steps.
+    assert out_q[2].max() == out_q[1].max() == 127 and out_q[2].min() == out_q[1].min() == -128
+    assert scale[4, 0] == 0 and np.all(out_q[4] == zero_point[4])
 
 
 @pytest.mark.parametrize("size", [384, 136])
@@ -145,7 +161,7 @@ def test_fused_quantization_gives_the_bytes_of_the_separate_one(bench: Bench, si
     )
     out_q, scale = run_quantize(bench, out, "float16", padded)
     assert np.array_equal(fused_q, out_q)
-    assert np.array_equal(fused_scale, scale)
+    assert np.array_equal(fused_scale.view(np.uint32), scale.view(np.uint32))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
