@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from minibert.arguments import check_truncate_dim
 from minibert.errors import InputError
@@ -55,7 +55,7 @@ def assemble(loaded: LoadedModel, wishes: Wishes) -> Parts:
         MemoryLimitError: memory_limit is too small for one token.
         InputError: a wish that this model cannot meet. No device is left open.
     """
-    preparation = _preparation(loaded, wishes)
+    _preparation(loaded, wishes)  # refuses before a device is made
     function = wishes.similarity_function or loaded.sentence.similarity
     if function not in SIMILARITIES:
         raise InputError(
@@ -88,11 +88,12 @@ def assemble(loaded: LoadedModel, wishes: Wishes) -> Parts:
             memory_limit=wishes.memory_limit,
         )
         keep_packed(devices)
+        loaded = replace(loaded, weights=loaded.weights.shapes_only())
     except BaseException:
         close_all(devices)
         raise
     dimension = wishes.truncate_dim or loaded.sentence.truncate_dim
-    return Parts(loaded, runner, preparation, reason, dimension, function)
+    return Parts(loaded, runner, _preparation(loaded, wishes), reason, dimension, function)
 
 
 def _preparation(loaded: LoadedModel, wishes: Wishes) -> Preparation:

@@ -331,7 +331,6 @@ def make_runner(
         for ops in devices
     ]
     ops, parameters = models[0].ops, models[0].parameters
-    loaded.weights.release()
 
     def scratch_bytes(num_tokens: int, max_seqlen: int, num_seqs: int) -> int:
         shape = model.forward_shape(

@@ -95,10 +95,15 @@ class EncoderWeights:
         """How many numbers the encoder has."""
         return sum(array.size for array in _arrays(self))
 
-    def release(self) -> None:
-        """Let go of the pages of mapped files, once a device has laid the weights out."""
+    def shapes_only(self) -> EncoderWeights:
+        """The same shapes without the values, for after a device has laid the weights out.
+
+        Pages of mapped files are let go, too; values that a device did not copy stay with it.
+        """
         for array in _arrays(self):
             release(array)
+        shapes: EncoderWeights = _without_values(self)
+        return shapes
 
     @property
     def quantized(self) -> bool:
@@ -119,6 +124,16 @@ def _arrays(value: Any) -> list[Float32]:
     if isinstance(value, tuple):
         return [array for item in value for array in _arrays(item)]
     return []
+
+
+def _without_values(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return np.broadcast_to(np.zeros((), value.dtype), value.shape)
+    if isinstance(value, LayerWeights | LinearWeights | NormWeights | EncoderWeights):
+        return replace(value, **{n: _without_values(getattr(value, n)) for n in value.__slots__})
+    if isinstance(value, tuple):
+        return tuple(_without_values(item) for item in value)
+    return value
 
 
 def load_encoder(folder: Path, config: EncoderConfig) -> EncoderWeights:
