@@ -23,12 +23,16 @@ PATHS = [path for path in loader.all_paths() if path.supported] if BUILT else []
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "isa" in metafunc.fixturenames:
+    """`isa` is every path; `block_isa` those that have the kernel for block-sparse weights."""
+    with_blocks = [path for path in PATHS if "float32-block" in path.formats]
+    for name, paths in (("isa", PATHS), ("block_isa", with_blocks)):
+        if name not in metafunc.fixturenames:
+            continue
         if BUILT:
-            metafunc.parametrize("isa", [path.name for path in PATHS])
+            metafunc.parametrize(name, [path.name for path in paths])
         else:
             reason = pytest.mark.skip(reason=loader.available()[1])
-            metafunc.parametrize("isa", [pytest.param("none", marks=reason)])
+            metafunc.parametrize(name, [pytest.param("none", marks=reason)])
 
 
 @pytest.fixture

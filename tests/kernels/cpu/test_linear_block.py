@@ -21,14 +21,6 @@ def has_format(isa: str) -> bool:
     return any(path.name == isa and FORMAT in path.formats for path in loader.all_paths())
 
 
-@pytest.fixture
-def block_isa(isa: str) -> str:
-    """A path that has the kernel; tiles multiply zeros like anything else (test_linear.py)."""
-    if not has_format(isa):
-        pytest.skip(f"{isa} multiplies float32 by tiles, without zeros to leave out")
-    return isa
-
-
 def data(rows: int, out_features: int, in_features: int, share: float, seed: int = 0) -> Any:
     rng = np.random.default_rng(seed)
     hidden = rng.standard_normal((rows, in_features))
