@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from minibert.compress.prune import PruneResult, PruneTarget, Say, prune_model
+from minibert.compress.cutting import Say
+from minibert.compress.prune import PruneResult, PruneTarget, prune_model
 from minibert.errors import InputError
 from minibert.loading import load_model
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from minibert.compress.layerwise import FloatArray, LayerWalk, States, sums_before_norms
+from minibert.compress.progress import LayerStore
 from minibert.compress.run import TextRun
 from minibert.ops.activations import activate
 from minibert.weights.checkpoint import (
@@ -60,6 +61,7 @@ def refit(
     *,
     matching: Sequence[int] | None = None,
     newton_steps: int = NEWTON_STEPS,
+    store: LayerStore | None = None,
     step: Step = lambda: None,
 ) -> EncoderWeights:
     """Fit a student's attention output and feed-forward matrices to its teacher.
@@ -70,6 +72,7 @@ def refit(
         student: as many layers or fewer, each narrower or not.
         matching: the teacher's layer that each of the student's stands for; the same when None.
         newton_steps: see `fit_feed_forward`.
+        store: keeps fitted layers; those that it has are taken as they are.
         step: called after each layer.
 
     Returns:
@@ -84,9 +87,13 @@ def refit(
             between = teacher.layers[done : counterpart + 1]
             expected, after_attention, after = sums_before_norms(walk, expected, between)
             done = counterpart + 1
-            layers[i], states = _refit_layer(
-                walk, states, layers[i], after_attention, after, newton_steps
-            )
+            known = None if store is None else store.get(i, layers[i])
+            if known is None:
+                known = _refit_layer(walk, states, layers[i], after_attention, after, newton_steps)
+                if store is not None:
+                    store.put(i, known)
+            layers[i] = known
+            states = walk.through(states, known)
             step()
     finally:
         walk.close()
@@ -100,8 +107,8 @@ def _refit_layer(
     after_attention: States,
     after: States,
     newton_steps: int,
-) -> tuple[LayerWeights, States]:
-    """The fitted layer, and the hidden states behind it."""
+) -> LayerWeights:
+    """The fitted layer."""
     config = walk.config
     contexts = walk.contexts(states, layer)
     blocks = walk.blocks(contexts, [s - x for s, x in zip(after_attention, states, strict=True)])
@@ -121,14 +128,7 @@ def _refit_layer(
         steps=newton_steps,
         metric=layer.output_norm.weight,
     )
-    layer = replace(layer, intermediate=intermediate, output=output)
-    behind = []
-    for hidden in middle:
-        wide = _linear(hidden, intermediate)
-        activate(wide, config.hidden_act)
-        summed = _linear(wide, output) + hidden
-        behind.append(_normalized(summed, layer.output_norm, config.layer_norm_eps))
-    return layer, behind
+    return replace(layer, intermediate=intermediate, output=output)
 
 
 def _linear(hidden: FloatArray, weights: LinearWeights) -> FloatArray:
