@@ -47,6 +47,7 @@ def command(
     texts_file: str | None,
     field_name: str,
     max_texts: int | None,
+    device: str,
     overwrite: bool,
     bits: str,
     embedding_bits: str,

@@ -53,6 +53,7 @@ class Pruner:
         journal: Journal,
         say: Say = lambda line: None,
         *,
+        device: str = "auto",
         progress: bool = False,
     ) -> None:
         """Hold the model and the calibration texts; nothing runs yet."""
@@ -62,9 +63,13 @@ class Pruner:
         self.layers_path = journal.path.with_name(name)
         self.say = say
         self.progress = progress
-        self.run = TextRun(loaded, texts)
-        self.harm_run = TextRun(loaded, texts[:: max(1, len(texts) // _HARM_TEXTS)])
-        self.timed_run = TextRun(loaded, texts[:: max(1, len(texts) // _TIMED_TEXTS)])
+
+        def every(count: int) -> TextRun:
+            return TextRun(loaded, texts[:: max(1, len(texts) // count)], device=device)
+
+        self.run = every(len(texts))
+        self.harm_run = every(_HARM_TEXTS)
+        self.timed_run = every(_TIMED_TEXTS)
         self.head_dim = loaded.config.head_dim
 
     def prune(self, target: PruneTarget) -> tuple[tuple[int, ...], EncoderWeights]:
@@ -208,7 +213,7 @@ class Pruner:
     def _usual_text(self) -> TextRun:
         seqlens = [ids.size for ids in self.run.tokenized.input_ids]
         middle = int(np.argsort(seqlens, kind="stable")[len(seqlens) // 2])
-        only = TextRun(self.loaded, ["x"])
+        only = TextRun(self.loaded, ["x"], device=self.run.device)
         only.tokenized = replace(
             self.run.tokenized,
             input_ids=[self.run.tokenized.input_ids[middle]],

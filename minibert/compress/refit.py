@@ -25,7 +25,7 @@ from minibert.weights.checkpoint import (
 from minibert.weights.layer_fit import fit_feed_forward, fit_linear
 
 Step = Callable[[], None]
-NEWTON_STEPS = 4
+NEWTON_STEPS = 3
 """Gauss-Newton steps of the first feed-forward matrix, at most."""
 
 
