@@ -53,6 +53,7 @@ def test_a_walk_gives_the_hidden_states_of_transformers(
                 want = expected[batch.input_ids[begin:end].tobytes()]
                 # float32 against float64: a few hundred roundings of values below 10.
                 np.testing.assert_allclose(hidden[begin:end], want, atol=2e-4)
+    np.testing.assert_allclose(walk.embeddings(states), run.embeddings(), atol=2e-4)
     walk.close()
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibert.compress.latency import LatencyTable, flops_table, measure_latency
+from minibert.compress.layerwise import LayerWalk, States
 from minibert.compress.progress import FITTED, Journal, LayerStore
 from minibert.compress.refit import counterparts, refit, take_norms
 from minibert.compress.run import TextRun
@@ -38,7 +39,7 @@ _WIDTH_STEPS = 32  # widths to choose from, per layer
 _TILE = 16  # columns that the kernels compute together
 _HEAD_POINTS = (1.0, 0.75, 0.5, 0.25, 0.0)  # shares of heads at which the harm is measured
 _WIDTH_POINTS = (1.0, 0.75, 0.5, 0.25, 0.0)
-_HARM_TEXTS = 96
+_HARM_TEXTS = 64
 _TIMED_TEXTS = 24
 _AT_ONCE = 16  # neurons removed before the others are judged again
 
@@ -277,12 +278,14 @@ class Pruner:
     def _levels(self, cut: _Cut, table: LatencyTable) -> dict[str, list[Level]]:
         """Costs and harms of every part, the harms measured at the model's output."""
         student = cut.student
-        expected = self.harm_run.embeddings(student)
         shapes = tuple(map(layer_shape, student.layers))
         self.say("Measuring what each cut costs at the output ...")
         points = len(_HEAD_POINTS) + len(_WIDTH_POINTS) - 2
         bar = self._bar(points * len(student.layers), "measure")
         parts: dict[str, list[Level]] = {}
+        walk = LayerWalk(self.harm_run)
+        states = walk.start(student)
+        expected = walk.embeddings(_onward(walk, states, student.layers))
         for i, layer in enumerate(student.layers):
             width = layer.intermediate.weight.shape[0]
             for part, label, full, choices, shares in (
@@ -294,9 +297,11 @@ class Pruner:
                 for share in shares[1:]:
                     kept = max(choices[0], round(share * full))
 
-                    def measure(i: int = i, part: str = part, kept: int = kept) -> float:
-                        weights = cut.apply(student, i, part, kept)
-                        return _harm(expected, self.harm_run.embeddings(weights))
+                    def measure(
+                        i: int = i, part: str = part, kept: int = kept, states: States = states
+                    ) -> float:
+                        layers = cut.apply(student, i, part, kept).layers[i:]
+                        return _harm(expected, walk.embeddings(_onward(walk, states, layers)))
 
                     harms[kept] = self.journal.value(f"{shapes} {i} {part} {kept}", measure)
                     bar.update()
@@ -307,6 +312,8 @@ class Pruner:
                         choices, costs, _smooth(choices, harms), strict=True
                     )
                 ]
+            states = walk.through(states, layer)
+        walk.close()
         bar.close()
         return parts
 
@@ -319,6 +326,12 @@ class Pruner:
 def layer_shape(layer: LayerWeights) -> tuple[int, int]:
     """Heads and feed-forward width."""
     return layer.num_heads, layer.intermediate.weight.shape[0]
+
+
+def _onward(walk: LayerWalk, states: States, layers: Sequence[LayerWeights]) -> States:
+    for layer in layers:
+        states = walk.through(states, layer)
+    return states
 
 
 def _harm(expected: NDArray[Any], found: NDArray[Any]) -> float:

@@ -18,6 +18,7 @@ from minibert.compress.run import TextRun, narrow, narrowed
 from minibert.ops.interface import Ops
 from minibert.ops.recording import Observer, RecordingOps
 from minibert.ops.select import make_ops
+from minibert.pooling import apply_steps, prepare_steps
 from minibert.weights.checkpoint import EncoderWeights, LayerWeights
 from minibert.weights.layer_fit import Block
 
@@ -53,6 +54,8 @@ class LayerWalk:
             )
             for chosen in plan
         ]
+        self._order = np.concatenate(plan)
+        self._steps = prepare_steps(self.ops, run.loaded.steps)
 
     def start(self, weights: EncoderWeights) -> States:
         """Hidden states before the first layer."""
@@ -123,6 +126,18 @@ class LayerWalk:
                     softmax_scale=self.config.head_dim**-0.5,
                 )
                 found.append(narrow(ops.download(context), parameters.head_dim, self.config))
+        return found
+
+    def embeddings(self, states: States) -> FloatArray:
+        """What the model makes of the last hidden states, (num_texts, dimension)."""
+        rows = []
+        with self.ops.stream(alone=True) as ops:
+            for batch, hidden in zip(self.batches, states, strict=True):
+                uploaded = ops.upload(_rows(batch))
+                table = ops.prepare_embedding(hidden)
+                given = ops.embed(uploaded, (table, None, None), None)
+                rows.append(ops.download(apply_steps(ops, given, uploaded, self._steps)))
+        found: FloatArray = np.concatenate(rows)[np.argsort(self._order)]
         return found
 
     def blocks(self, hidden: States, target: States) -> list[Block]:
