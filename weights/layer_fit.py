@@ -29,7 +29,7 @@ MEAN_WEIGHT = 4.0
 """How much more the error of a text's mean counts than that of a token."""
 CHECK_EVERY = 5
 """Every fifth block checks instead of fitting."""
-STRENGTHS = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 3e-4, 1e-4)
+STRENGTHS = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 """Ridges to choose from, as shares of the mean second moment of a feature."""
 
 _SLOPE_STEP = 2.0**-6  # a derivative by differences is exact enough for a direction

@@ -73,7 +73,13 @@ def command(
         migrate=migrate,
     )
     result = quantize_model(
-        local_model(model), output, options=options, texts=texts, overwrite=overwrite, say=say
+        local_model(model),
+        output,
+        options=options,
+        texts=texts,
+        device=device,
+        overwrite=overwrite,
+        say=say,
     )
     usual = f"int{bits}"
     for layer in result.layers:

@@ -36,7 +36,9 @@ def minibert(*arguments: object) -> Result:
         ("quantize", "--bits", "4", "--embedding-bits", "32", "--no-gate", "--migrate"),
         ("prune", "--flops", "0.7"),
         ("prune", "--drop-layers", "1", "--align"),
+        ("prune", "--flops", "0.7", "--device", "numpy"),
         ("distil", "--layers", "2"),
+        ("distil", "--layers", "2", "--heads", "3", "--intermediate", "64"),
     ],
     ids=" ".join,
 )
@@ -65,6 +67,7 @@ def test_pruning_nothing_says_so(tiny: Any, tmp_path: Path, texts_file: Path) ->
         (("quantize", "--max-texts", "10"), "--texts"),
         (("prune", "--flops", "0.5", "--speedup", "2"), "one of"),
         (("distil", "--layers", "7"), "layers must be"),
+        (("distil", "--layers", "2", "--heads", "9"), "heads must be at most 4"),
     ],
     ids=str,
 )
@@ -76,6 +79,19 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert done.exit_code == 2
     assert word in done.output
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["quantize", "prune", "distil"])
+def test_an_unknown_device_is_named_and_leaves_nothing(
+    tiny: Any, tmp_path: Path, texts_file: Path, name: str
+) -> None:
+    options = {"quantize": (), "prune": ("--flops", "0.7"), "distil": ("--layers", "2")}[name]
+    done = minibert(
+        name, tiny("bert"), tmp_path / "out", "--texts", texts_file, "--device", "abacus", *options
+    )
+    assert done.exit_code == 1
+    assert "device must be one of" in done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["texts.txt"]
 
 
 def test_an_existing_folder_is_replaced_only_when_asked(
