@@ -4,7 +4,7 @@
     python benchmarks/compression_texts.py minibert/data/wordnet.txt --wordnet /usr/share/wordnet
 
 writes the set that is bundled: example sentences and definitions of WordNet 3.0 (Princeton
-University, under a free licence: minibert/data/wordnet.LICENSE). The others are not part of this
+University, under a free licence: minibert/data/wordnet_license.txt). The others are not part of this
 repository:
 
     pip download --no-deps gensim==4.4.0

@@ -6,7 +6,7 @@
 | questions.txt | a question on each line |
 | calibration.txt | a text on each line, written for this project: other texts, to calibrate with |
 | wordnet.txt | a text on each line, to fit pruned models on: examples, definitions of WordNet 3.0 |
-| wordnet.LICENSE | its licence: free use, copying and distribution, with this notice |
+| wordnet_license.txt | its licence: free use, copying and distribution, with this notice |
 | questions.npy | (num_questions, 384) float32: the questions' vectors |
 
 The vectors are those of sentence-transformers 6.2.0 with all-MiniLM-L6-v2; a test computes them
