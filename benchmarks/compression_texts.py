@@ -4,8 +4,8 @@
     python benchmarks/compression_texts.py minibert/data/wordnet.txt --wordnet /usr/share/wordnet
 
 writes the set that is bundled: example sentences and definitions of WordNet 3.0 (Princeton
-University, under a free licence: minibert/data/wordnet_license.txt). The others are not part of this
-repository:
+University, under a free licence: minibert/data/wordnet_license.txt). The others are not part of
+this repository:
 
     pip download --no-deps gensim==4.4.0
     python benchmarks/compression_texts.py build/texts.txt --gensim gensim-4.4.0-*.whl --count 700
