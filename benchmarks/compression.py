@@ -1,62 +1,102 @@
-"""Compare compressed models with their original: size, speed and fidelity; a table, a picture.
+"""Compress a model in every way, and compare: size, speed and fidelity; JSON, a table, a picture.
 
-    python benchmarks/compression.py build/models/all-MiniLM-L6-v2 build/q8 build/p15 \
-        --output build/compression
+    python -m benchmarks.compression MODEL --work build/compression --publish
 
-The variants are folders written by `minibert quantize`, `prune` and `distil`. All are timed in
-turns on the same texts, the bundled ones that calibrate nothing; the original runs in float32.
+Variants that are not in the work folder yet are made there by the functions behind `minibert
+quantize`, `prune` and `distil`, with the bundled texts. Then all are timed in turns on the bundled
+texts that calibrate nothing; the original runs in float32. `--publish` writes the results and the
+picture to benchmarks/results and the table to docs/compression.md. More folders may be named.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
-import platform
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-import minibert
+from benchmarks import record
+from benchmarks.environments import CHECKOUT
+from benchmarks.report import rewrite
+from minibert.compress.distil import distil_model
+from minibert.compress.prune import PruneTarget, prune_model
+from minibert.compress.quantize import QuantizeOptions, quantize_model
 from minibert.compress.report import weight_bytes
 from minibert.compress.run import PreparedRun, TextRun, encoder_flops
 from minibert.compress.texts import split_texts
 from minibert.fidelity import compare
-from minibert.loading import load_model
+from minibert.loading import LoadedModel, load_model
 
-Row = dict[str, object]
-
-
-def picture(rows: list[Row], path: Path) -> None:
-    """Draw speed against fidelity, a point for each variant."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
-    for row in rows:
-        x, y = float(str(row["speedup"])), float(str(row["spearman"]))
-        axes.plot(x, y, "o", color="C0")
-        axes.annotate(str(row["name"]), (x, y), textcoords="offset points", xytext=(6, 4))
-    axes.set_xlabel("speed, times the original in float32")
-    axes.set_ylabel("Spearman of pairwise cosines with the original")
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+DOCUMENT = CHECKOUT / "docs" / "compression.md"
+PICTURE_LINE = "![speed against fidelity]({path})"
+SPEEDUPS = (1.2, 1.5, 2.0)
+Make = Callable[[Path, Path], object]
 
 
-def measure(folders: Sequence[Path], rounds: int) -> list[Row]:
-    """Time and compare models.
+def recipes(speedups: Sequence[float], layers: int) -> dict[str, tuple[str, Make]]:
+    """Name -> the variant that it is made from ("original" or an earlier name), and how.
 
     Args:
-        folders: the original, which runs in float32, then the variants.
-        rounds: timings of each, taken in turns.
+        speedups: targets of pruning.
+        layers: of the distilled student.
     """
+
+    def say(line: str) -> None:
+        print(f"  {line}", file=sys.stderr, flush=True)
+
+    def pruned(speedup: float) -> Make:
+        target = PruneTarget(speedup=speedup)
+        return lambda source, folder: prune_model(source, folder, target, say=say)
+
+    def int8(source: Path, folder: Path) -> object:
+        return quantize_model(source, folder, options=QuantizeOptions(min_cosine=None), say=say)
+
+    found: dict[str, tuple[str, Make]] = {
+        "quantize": ("original", lambda source, folder: quantize_model(source, folder, say=say)),
+        "quantize --no-gate": ("original", int8),
+    }
+    for speedup in speedups:
+        name = f"prune --speedup {speedup:g}"
+        found[name] = ("original", pruned(speedup))
+        found[f"{name}, quantize --no-gate"] = (name, int8)
+    found[f"distil --layers {layers}"] = (
+        "original",
+        lambda source, folder: distil_model(source, folder, layers, say=say),
+    )
+    return found
+
+
+def make_variants(
+    original: Path, work: Path, wanted: Mapping[str, tuple[str, Make]]
+) -> tuple[dict[str, Path], dict[str, float]]:
+    """Make what is not there yet.
+
+    Returns:
+        Name -> folder, and name -> seconds that making it took, of those made now.
+    """
+    folders, seconds = {"original": original}, {}
+    for name, (source, make) in wanted.items():
+        folders[name] = work / name.replace("--", "").replace(",", "").replace(" ", "-")
+        if not folders[name].is_dir():
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            begin = time.perf_counter()
+            make(folders[source], folders[name])
+            seconds[name] = round(time.perf_counter() - begin, 1)
+    return folders, seconds
+
+
+def measure(folders: Mapping[str, Path], rounds: int) -> list[dict[str, Any]]:
+    """Size, speed and fidelity of every folder; the first is the original, run in float32."""
     texts = split_texts(None).reporting
     with ExitStack() as stack:
-        models = [load_model(folder) for folder in folders]
+        models = [load_model(folder) for folder in folders.values()]
         inputs = [TextRun(model, texts) for model in models]
         runs = [
             stack.enter_context(PreparedRun(run, dtype="float32" if i == 0 else None))
@@ -64,75 +104,141 @@ def measure(folders: Sequence[Path], rounds: int) -> list[Row]:
         ]
         expected = runs[0].embeddings()
         found = [compare(expected, run.embeddings()) for run in runs]
+        for run in runs:
+            run.seconds()
         taken = np.array([[run.seconds() for run in runs] for _ in range(rounds)])
-    median = np.median(taken, axis=0)
     ratios = taken[:, :1] / taken  # of one round: what slows a moment slows both
-    rows: list[Row] = []
-    for i, (folder, model) in enumerate(zip(folders, models, strict=True)):
-        flops = encoder_flops(models[0].weights, inputs[0]) / encoder_flops(
-            model.weights, inputs[i]
-        )
-        rows.append(
-            {
-                "name": "original" if i == 0 else folder.name,
-                "bytes": weight_bytes(model),
-                "tokens_per_s": inputs[i].num_tokens / float(median[i]),
-                "speedup": round(float(np.median(ratios[:, i])), 3),
-                "speedup_low": round(float(np.quantile(ratios[:, i], 0.25)), 3),
-                "speedup_high": round(float(np.quantile(ratios[:, i], 0.75)), 3),
-                "flop_ratio": round(flops, 3),
-                "mean_cosine": round(found[i].mean_cosine, 5),
-                "min_cosine": round(found[i].min_cosine, 5),
-                "spearman": round(found[i].spearman, 4),
-                "top10_overlap": round(found[i].top10_overlap, 3),
-            }
-        )
-    return rows
+    low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75), axis=0)
+    operations = [
+        encoder_flops(m.weights, text_run) for m, text_run in zip(models, inputs, strict=True)
+    ]
+    return [
+        {
+            "name": name,
+            "bytes": weight_bytes(models[i]),
+            "tokens_per_s": round(inputs[i].num_tokens / float(np.median(taken[:, i]))),
+            "speedup": round(float(middle[i]), 3),
+            "speedup_low": round(float(low[i]), 3),
+            "speedup_high": round(float(high[i]), 3),
+            "flop_ratio": round(operations[0] / operations[i], 3),
+            "mean_cosine": round(found[i].mean_cosine, 5),
+            "min_cosine": round(found[i].min_cosine, 5),
+            "spearman": round(found[i].spearman, 4),
+            "top10_overlap": round(found[i].top10_overlap, 3),
+            "shapes": _shapes(models[i]),
+        }
+        for i, name in enumerate(folders)
+    ]
 
 
-def write_results(rows: list[Row], output: Path, rounds: int) -> None:
-    """Write table.md, results.json and, where matplotlib is installed, a picture."""
+def _shapes(model: LoadedModel) -> list[list[int]]:
+    """Heads and feed-forward width of each layer."""
+    layers = model.weights.layers
+    return [[layer.num_heads, len(layer.intermediate.weight)] for layer in layers]
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The results as Markdown."""
     lines = [
         "| model | files | speed (quartiles) | operations | cosine (worst) | Spearman | top-10 |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        share = float(str(row["bytes"])) / float(str(rows[0]["bytes"]))
+        name = row["name"] if row is rows[0] else f"`{row['name']}`"
         lines.append(
-            f"| {row['name']} | {share:.3f}x | {row['speedup']:.2f}x "
+            f"| {name} | {row['bytes'] / rows[0]['bytes']:.3f}x | {row['speedup']:.2f}x "
             f"({row['speedup_low']:.2f}-{row['speedup_high']:.2f}) | 1/{row['flop_ratio']:.2f} | "
             f"{row['mean_cosine']:.5f} ({row['min_cosine']:.4f}) | {row['spearman']:.4f} | "
             f"{row['top10_overlap']:.3f} |"
         )
-    (output / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    facts = {
-        "minibert": minibert.__version__,
-        "numpy": np.__version__,
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "texts": len(split_texts(None).reporting),
-        "rounds": rounds,
-        "models": rows,
-    }
-    (output / "results.json").write_text(json.dumps(facts, indent=1) + "\n")
-    print("\n".join(lines))
-    try:
-        picture(rows, output / "speed-fidelity.png")
-    except ImportError:
-        print("no picture: matplotlib is not installed")
+    return "\n".join(lines)
 
 
-def main() -> None:
-    """Measure, and write the folder."""
+def picture(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw speed against fidelity, a point for each variant.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "minibert"  # the same results give the same file
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    axes = figure.subplots()
+    kinds = {"int8": "#c8553d", "pruned": "#1f6f8b", "fewer layers": "#7a9e3f", "original": "black"}
+    for row in rows:
+        name = str(row["name"])
+        kind = "original" if row is rows[0] else "fewer layers" if "distil" in name else "pruned"
+        kind = "int8" if "quantize" in name else kind
+        point = float(row["speedup"]), float(row["spearman"])
+        axes.plot(*point, "o", color=kinds[kind])
+        label = name.replace("quantize --no-gate", "int8") if "," in name else name
+        above = len(axes.texts) % 2 == 0  # neighbours of one height would overlap
+        place = (6, 4 if above else -11)
+        axes.annotate(label, point, textcoords="offset points", xytext=place, fontsize=8)
+    axes.set_xlabel("speed, times the original in float32")
+    axes.set_ylabel("Spearman of pairwise cosines with the original")
+    axes.set_xlim(right=axes.get_xlim()[1] + 0.7)  # room for the names
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def publish(results: Mapping[str, Any], picture_path: Path) -> None:
+    """Put the table and the picture into docs/compression.md."""
+    shown = PICTURE_LINE.format(path=f"../benchmarks/results/{picture_path.name}")
+    about = results["device"]
+    facts = (
+        f"{results['model']} on {about['processor']}, {about['cores']} cores; {results['texts']} "
+        f"bundled texts that calibrated nothing; speed is the median of {results['rounds']} rounds "
+        f"with quartiles, the variants in turns; commit {results['commit']}, {results['date']}."
+    )
+    body = f"{facts}\n\n{table(results['models'])}\n\n{shown}"
+    text = DOCUMENT.read_text(encoding="utf-8")
+    DOCUMENT.write_text(rewrite(text, body, "compression"), encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make, measure, write."""
     parser = argparse.ArgumentParser(description="Compare compressed models with their original.")
     parser.add_argument("original", type=Path)
-    parser.add_argument("variants", type=Path, nargs="+")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=9)
-    arguments = parser.parse_args()
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    rows = measure([arguments.original, *arguments.variants], arguments.rounds)
-    write_results(rows, arguments.output, arguments.rounds)
+    parser.add_argument("more", type=Path, nargs="*", help="folders of further variants")
+    parser.add_argument("--work", type=Path, required=True, help="where variants are kept")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--speedups", type=float, nargs="*", default=SPEEDUPS)
+    parser.add_argument("--layers", type=int, help="of the student  [default: half]")
+    parser.add_argument("--publish", action="store_true", help="write results and documentation")
+    chosen = parser.parse_args(arguments)
+    chosen.work.mkdir(parents=True, exist_ok=True)
+    measured_commit = record.commit()
+    layers = chosen.layers or max(1, len(load_model(chosen.original).weights.layers) // 2)
+    folders, seconds = make_variants(chosen.original, chosen.work, recipes(chosen.speedups, layers))
+    folders.update({folder.name: folder for folder in chosen.more})
+    rows = measure(folders, chosen.rounds)
+    results: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        "device": record.device(),
+        **measured_commit,
+        "model": chosen.original.resolve().name,
+        "texts": len(split_texts(None).reporting),
+        "rounds": chosen.rounds,
+        "seconds_to_make": seconds,
+        "models": rows,
+    }
+    print(table(rows))
+    folder = CHECKOUT / "benchmarks" / "results" if chosen.publish else chosen.work
+    name = f"{results['date']}-{results['model'].lower()}-compression"
+    (folder / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    path = folder / f"{name}.svg"
+    try:
+        picture(rows, path)
+    except ImportError:
+        print("no picture: matplotlib is not installed", file=sys.stderr)
+    if chosen.publish:
+        publish(results, path)
 
 
 if __name__ == "__main__":

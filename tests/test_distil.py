@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from minibert import Engine
 from minibert.compress.align import fit_alignment, with_alignment
+from minibert.compress.classifier import HeadOptions
 from minibert.compress.distil import distil_model
 from minibert.compress.refit import counterparts
 from minibert.compress.run import TextRun
@@ -50,6 +52,125 @@ def test_a_narrower_student_has_the_operations_asked_for(tiny: Any, tmp_path: Pa
     assert result.report is not None
     assert result.report.flop_ratio >= 2.0
     assert not list((tmp_path / "s").glob("*_Dense"))
+
+
+def test_a_student_has_the_heads_and_neurons_asked_for(tiny: Any, tmp_path: Path) -> None:
+    result = distil_model(
+        tiny("bert"), tmp_path / "s", 2, heads=3, intermediate=64, texts=texts(), align=False
+    )
+    assert result.shapes == ((3, 64), (3, 64))
+    config = load_model(tmp_path / "s").config
+    assert (config.num_hidden_layers, config.layer_shapes) == (2, ((3, 64), (3, 64)))
+    # As many layers as the teacher's are enough where they are narrower.
+    whole = distil_model(tiny("bert"), tmp_path / "w", 3, intermediate=50, texts=texts())
+    assert whole.shapes == ((4, 50),) * 3
+    for keywords, word in (
+        ({"heads": 5}, "heads must be at most 4"),
+        ({"intermediate": 101}, "intermediate must be at most 100"),
+        ({"heads": 3, "flops": 0.5}, "must not come with"),
+    ):
+        with pytest.raises(InputError, match=word):
+            distil_model(tiny("bert"), tmp_path / "x", 2, texts=texts(), **keywords)  # type: ignore[arg-type]
+    assert not (tmp_path / "x").exists()
+
+
+# ---- classifiers -------------------------------------------------------------------------------
+def classifier_folder(tmp_path: Path) -> Path:
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    from tests.conftest import make_tokenizer
+
+    folder = tmp_path / "teacher"
+    folder.mkdir()
+    vocab_size = make_tokenizer(folder, roberta=False)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=vocab_size,
+        hidden_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=100,
+        max_position_embeddings=70,
+        initializer_range=0.2,
+        id2label={0: "no", 1: "maybe", 2: "yes"},
+        label2id={"no": 0, "maybe": 1, "yes": 2},
+    )
+    BertForSequenceClassification(config).eval().save_pretrained(folder)
+    return folder
+
+
+def logits_by_transformers(folder: Path, given: list[str]) -> Any:
+    """A student is read by transformers: it must have the usual shape."""
+    import torch
+    from transformers import BertForSequenceClassification
+
+    from minibert.tokenizer import Tokenizer
+
+    model = BertForSequenceClassification.from_pretrained(folder).eval()
+    rows = []
+    for ids in Tokenizer.from_folder(folder).encode(given, max_length=60).input_ids:
+        with torch.no_grad():
+            rows.append(model(torch.from_numpy(ids.astype(np.int64))[None]).logits[0].numpy())
+    return np.stack(rows)
+
+
+def test_a_classifier_is_fitted_to_its_teacher(tmp_path: Path) -> None:
+    folder = classifier_folder(tmp_path)
+    given, held = texts(400)[::2], texts(400)[1::2]
+    result = distil_model(folder, tmp_path / "s", 2, texts=given)
+    assert result.head is not None and result.head.accuracy is None
+    assert not list((tmp_path / "s").glob("*_Dense"))
+    expected = logits_by_transformers(folder, held)
+    found = logits_by_transformers(tmp_path / "s", held)
+    # The same encoder under the teacher's own head, unfitted.
+    unfitted = load_file(tmp_path / "s" / "model.safetensors")
+    original = load_file(folder / "model.safetensors")
+    for name in ("bert.pooler.dense", "classifier"):
+        for kind in ("weight", "bias"):
+            unfitted[f"{name}.{kind}"] = original[f"{name}.{kind}"]
+    save_file(unfitted, tmp_path / "s" / "model.safetensors", metadata={"format": "pt"})
+    before = logits_by_transformers(tmp_path / "s", held)
+    assert np.square(found - expected).sum() < np.square(before - expected).sum()
+    agreement = (found.argmax(axis=1) == expected.argmax(axis=1)).mean()
+    assert agreement >= (before.argmax(axis=1) == expected.argmax(axis=1)).mean()
+
+
+def test_labels_decide_where_they_are_trusted(tmp_path: Path) -> None:
+    folder = classifier_folder(tmp_path)
+    given = texts(400)
+    names = ["yes" if "cat" in text.split() else "no" for text in given]
+    accuracies = []
+    for number, alpha in enumerate((1.0, 0.0)):
+        options = HeadOptions(names, alpha=alpha)
+        target = tmp_path / str(number)
+        result = distil_model(folder, target, 3, intermediate=90, classify=options, texts=given)
+        assert result.head is not None and result.head.accuracy is not None
+        accuracies.append(result.head.accuracy)
+    assert accuracies[1] > accuracies[0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "word"),
+    [
+        (["no"], "as many as the texts"),
+        (["no"] * 79 + ["perhaps"], "perhaps"),
+        (["0"] * 79 + ["3"], "0 to 2"),
+    ],
+    ids=str,
+)
+def test_labels_are_checked(tmp_path: Path, labels: list[str], word: str) -> None:
+    folder = classifier_folder(tmp_path)
+    with pytest.raises(InputError, match=word):
+        distil_model(folder, tmp_path / "s", 2, classify=HeadOptions(labels), texts=texts())
+    assert not (tmp_path / "s").exists()
+
+
+def test_labels_for_a_model_without_a_classifier_are_refused(tiny: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="bert classifier"):
+        distil_model(
+            tiny("bert"), tmp_path / "s", 2, classify=HeadOptions(["a"] * 80), texts=texts()
+        )
 
 
 def test_alignment_undoes_a_rotation(tiny: Any) -> None:

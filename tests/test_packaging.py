@@ -83,7 +83,11 @@ def test_the_wheel_holds_every_source_file_and_nothing_else(built: Path) -> None
     files = {name for name in names if not name.startswith(info) and not name.endswith(extension)}
     assert files == expected_files()
     assert {name.split("/")[0] for name in names} == {"minibert", info.rstrip("/")}
-    assert {"minibert/py.typed", "minibert/data/texts.txt"} <= files
+    assert {
+        "minibert/py.typed",
+        "minibert/data/texts.txt",
+        "minibert/data/wordnet_license.txt",
+    } <= files
     assert f"{info}licenses/LICENSE" in names
 
 

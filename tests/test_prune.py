@@ -270,25 +270,34 @@ def test_a_pruned_model_can_be_quantized_and_stays_batch_invariant(
 def test_a_stopped_run_goes_on_and_gives_the_same(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from minibert.compress import prune
+    from minibert.compress import refit
 
     target = PruneTarget(flops=0.7)
     prune_model(tiny("bert"), tmp_path / "whole", target, texts=texts())
 
-    def stop(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+    whole = refit._refit_layer
+    calls: list[int] = []
 
-    monkeypatch.setattr(prune, "refit", stop)
+    def stop_at_the_second(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return whole(*arguments)
+
+    monkeypatch.setattr(refit, "_refit_layer", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         prune_model(tiny("bert"), tmp_path / "p", target, texts=texts())
-    monkeypatch.undo()
+    assert (tmp_path / ".p.progress.0.safetensors").exists()
+    calls.extend([1] * 9)
+    before = len(calls)
     journal = tmp_path / ".p.progress.json"
     kept = json.loads(journal.read_text())["values"]
     assert kept and not (tmp_path / "p").exists()
     said: list[str] = []
     prune_model(tiny("bert"), tmp_path / "p", target, texts=texts(), say=said.append)
     assert f"{len(kept)} measurements" in said[0]
-    assert not journal.exists()
+    assert len(calls) - before == 2  # of three layers, the first was fitted already
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p", "whole"]
     file = "model.safetensors"
     assert (tmp_path / "p" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 

@@ -124,28 +124,37 @@ def removal_order(
         (in_features / group,) indices of groups, the least important first.
     """
     inverse = np.linalg.inv(moments)
-    current = np.asarray(weight, np.float64).copy()
-    left = np.arange(weight.shape[1] // group)
+    current = np.array(weight, np.float64)
+    names = np.arange(weight.shape[1] // group)  # of the groups that the arrays still hold
+    alive = np.ones(names.size, bool)
     order: list[int] = []
-    while left.size:
-        costs = _costs(current, inverse, group)
-        chosen = np.argsort(costs, kind="stable")[:at_once]
-        order.extend(left[chosen].tolist())
-        gone = (chosen[:, None] * group + np.arange(group)).reshape(-1)
-        stay = np.setdiff1d(np.arange(current.shape[1]), gone)
-        block = np.linalg.solve(inverse[np.ix_(gone, gone)], inverse[np.ix_(gone, stay)])
-        current = current[:, stay] - current[:, gone] @ block
-        inverse = inverse[np.ix_(stay, stay)] - inverse[np.ix_(stay, gone)] @ block
-        left = np.delete(left, chosen)
+    while alive.any():
+        if 4 * np.count_nonzero(alive) < 3 * names.size:
+            stay = head_columns(np.flatnonzero(alive), group)
+            current, inverse = current[:, stay], inverse[np.ix_(stay, stay)]
+            names, alive = names[alive], alive[alive]
+        costs = np.where(alive, _costs(current, inverse, group, alive), np.inf)
+        chosen = np.argsort(costs, kind="stable")[: min(at_once, np.count_nonzero(alive))]
+        order.extend(names[chosen].tolist())
+        alive[chosen] = False
+        gone = head_columns(chosen, group)
+        block = np.linalg.solve(inverse[np.ix_(gone, gone)], inverse[gone])
+        current -= current[:, gone] @ block
+        inverse -= inverse[:, gone] @ block
     return np.array(order, np.int64)
 
 
-def _costs(weight: FloatArray, inverse: FloatArray, group: int) -> FloatArray:
+def _costs(
+    weight: FloatArray, inverse: FloatArray, group: int, alive: NDArray[np.bool_] | None = None
+) -> FloatArray:
+    """Of each group alone; arbitrary for groups that are gone, whose part of `inverse` is 0."""
     if group == 1:
-        cost: FloatArray = np.square(weight).sum(axis=0) / np.diagonal(inverse)
+        diagonal = np.diagonal(inverse)
+        safe = diagonal if alive is None else np.where(alive, diagonal, 1.0)
+        cost: FloatArray = np.square(weight).sum(axis=0) / safe
         return cost
-    costs = np.empty(weight.shape[1] // group)
-    for i in range(costs.size):
+    costs = np.zeros(weight.shape[1] // group)
+    for i in range(costs.size) if alive is None else np.flatnonzero(alive):
         own = slice(i * group, (i + 1) * group)
         part = weight[:, own]
         costs[i] = np.einsum("ij,ji->", part, np.linalg.solve(inverse[own, own], part.T))

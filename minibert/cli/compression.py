@@ -33,6 +33,12 @@ _OPTIONS = (
         help="JSON key, CSV header or Parquet column of the text.",
     ),
     click.option("--max-texts", type=click.IntRange(min=1), help="Read at most N texts."),
+    click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        help="Runs the model and the report: auto, cpu, cuda, numpy or emulator.",
+    ),
     click.option("--overwrite", is_flag=True, help="Replace the output folder if it exists."),
 )
 

@@ -47,6 +47,7 @@ def command(
     texts_file: str | None,
     field_name: str,
     max_texts: int | None,
+    device: str,
     overwrite: bool,
     bits: str,
     embedding_bits: str,
@@ -72,7 +73,13 @@ def command(
         migrate=migrate,
     )
     result = quantize_model(
-        local_model(model), output, options=options, texts=texts, overwrite=overwrite, say=say
+        local_model(model),
+        output,
+        options=options,
+        texts=texts,
+        device=device,
+        overwrite=overwrite,
+        say=say,
     )
     usual = f"int{bits}"
     for layer in result.layers:

@@ -99,6 +99,7 @@ def quantize_model(
     *,
     options: QuantizeOptions | None = None,
     texts: Sequence[str] | None = None,
+    device: str = "auto",
     overwrite: bool = False,
     say: Say = lambda line: None,
 ) -> QuantizeResult:
@@ -109,6 +110,7 @@ def quantize_model(
         target: folder to be written.
         options: how; the defaults when None.
         texts: to calibrate with and to report on; the bundled ones when None.
+        device: runs the models, as `Engine.from_pretrained`.
         overwrite: whether an existing model folder may be replaced.
         say: receives a line before each slow step.
 
@@ -127,7 +129,7 @@ def quantize_model(
         )
     if loaded.config.sparsity is not None and options.bits != 8:
         raise InputError(f"bits must be 8 for a sparse model, got {options.bits}")
-    run = TextRun(loaded, text_set.calibration)
+    run = TextRun(loaded, text_set.calibration, device=device)
     say(f"Recording {run.num_texts} texts ({run.num_tokens:,} tokens) of {text_set.origin} ...")
     observer = StatisticsObserver()
     expected = run.embeddings(observer=observer)
@@ -141,7 +143,7 @@ def quantize_model(
         inside = folder / encoder_folder.relative_to(model)
         work.write(encoder_folder, inside)
         say("Measuring what was written ...")
-        measured = report(loaded, folder, text_set.reporting)
+        measured = report(loaded, folder, text_set.reporting, device=device)
     return QuantizeResult(measured, work.outcomes())
 
 

@@ -1,8 +1,8 @@
 """Fits a smaller model to its teacher, layer by layer, from what both compute on the same tokens.
 
-A layer's two output matrices (attention and feed-forward) are fitted to give the teacher's sums
-before layer_norm, from the inputs that the smaller model really has: what earlier layers lost is
-made up where it can be. Targets include the difference of the residuals.
+A layer's matrices are fitted to give the teacher's sums before layer_norm, from the inputs that the
+smaller model really has: what earlier layers lost is made up where it can be. Targets include the
+difference of the residuals. Features count as much as the layer_norm behind them lets through.
 """
 
 from __future__ import annotations
@@ -11,56 +11,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from minibert.compress.layerwise import FloatArray, LayerWalk, States, sums_before_norms
+from minibert.compress.progress import LayerStore
 from minibert.compress.run import TextRun
-from minibert.ops.recording import LinearEvent
-from minibert.weights.checkpoint import EncoderWeights, LinearWeights
-from minibert.weights.prune import Moments, refit_to_target
+from minibert.ops.activations import activate
+from minibert.weights.checkpoint import (
+    EncoderWeights,
+    LayerWeights,
+    LinearWeights,
+    NormWeights,
+)
+from minibert.weights.layer_fit import fit_feed_forward, fit_linear
 
 Step = Callable[[], None]
-MEAN_WEIGHT = 4.0
-"""How much more the error of a text's mean counts than that of a token."""
-_CHECK_EVERY = 5  # every fifth batch checks instead of training
-
-
-class _Collector:
-    """Keeps the sums before layer_norm of one layer's two output matrices."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, list[NDArray[np.float32]]] = {}
-
-    def __call__(self, event: LinearEvent) -> None:
-        self.rows.setdefault(event.name, []).append(event.out)
-
-
-class _Fitter:
-    """Sums up moments of one linear layer against the teacher's rows."""
-
-    def __init__(self, targets: list[NDArray[np.float32]]) -> None:
-        self.targets = targets
-        self.batch = 0
-        self.train: Moments | None = None
-        self.check: Moments | None = None
-
-    def __call__(self, event: LinearEvent) -> None:
-        target = self.targets[self.batch]
-        assert target.shape == event.out.shape
-        assert event.residual is not None
-        wanted = target - event.residual
-        if self.train is None or self.check is None:
-            empty = Moments.empty(event.hidden.shape[1], wanted.shape[1])
-            self.train = self.check = empty
-        # Whole batches, so whole texts: tokens of one text resemble one another.
-        if self.batch % _CHECK_EVERY == _CHECK_EVERY - 1:
-            self.check = self.check.plus(
-                event.hidden, wanted, event.cu_seqlens, mean_weight=MEAN_WEIGHT
-            )
-        else:
-            self.train = self.train.plus(
-                event.hidden, wanted, event.cu_seqlens, mean_weight=MEAN_WEIGHT
-            )
-        self.batch += 1
+NEWTON_STEPS = 3
+"""Gauss-Newton steps of the first feed-forward matrix, at most."""
 
 
 def counterparts(kept: Sequence[int], num_layers: int) -> tuple[int, ...]:
@@ -94,15 +60,19 @@ def refit(
     student: EncoderWeights,
     *,
     matching: Sequence[int] | None = None,
+    newton_steps: int = NEWTON_STEPS,
+    store: LayerStore | None = None,
     step: Step = lambda: None,
 ) -> EncoderWeights:
-    """Fit a student's output matrices to its teacher.
+    """Fit a student's attention output and feed-forward matrices to its teacher.
 
     Args:
         run: calibration texts.
         teacher: the original.
         student: as many layers or fewer, each narrower or not.
         matching: the teacher's layer that each of the student's stands for; the same when None.
+        newton_steps: see `fit_feed_forward`.
+        store: keeps fitted layers; those that it has are taken as they are.
         step: called after each layer.
 
     Returns:
@@ -110,22 +80,69 @@ def refit(
     """
     matching = range(len(student.layers)) if matching is None else matching
     layers = list(student.layers)
-    for i, counterpart in enumerate(matching):
-        seen = _Collector()
-        names = {f"layer.{counterpart}.{part}" for part in ("attention_output", "output")}
-        cut = replace(teacher, layers=teacher.layers[: counterpart + 1])
-        run.embeddings(cut, observer=seen, names=names.__contains__)
-        for part in ("attention_output", "output"):
-            fitter = _Fitter(seen.rows[f"layer.{counterpart}.{part}"])
-            cut = replace(student, layers=tuple(layers[: i + 1]))
-            run.embeddings(cut, observer=fitter, names=f"layer.{i}.{part}".__eq__)
-            assert fitter.train is not None and fitter.check is not None
-            old: LinearWeights = getattr(layers[i], part)
-            bias = np.zeros(old.weight.shape[0], np.float32) if old.bias is None else old.bias
-            fitted = refit_to_target(fitter.train, fitter.check, old.weight, bias)
-            if part == "output":
-                layers[i] = replace(layers[i], output=fitted)
-            else:
-                layers[i] = replace(layers[i], attention_output=fitted)
-        step()
+    walk = LayerWalk(run)
+    try:
+        expected, states, done = walk.start(teacher), walk.start(student), 0
+        for i, counterpart in enumerate(matching):
+            between = teacher.layers[done : counterpart + 1]
+            expected, after_attention, after = sums_before_norms(walk, expected, between)
+            done = counterpart + 1
+            known = None if store is None else store.get(i, layers[i])
+            if known is None:
+                known = _refit_layer(walk, states, layers[i], after_attention, after, newton_steps)
+                if store is not None:
+                    store.put(i, known)
+            layers[i] = known
+            states = walk.through(states, known)
+            step()
+    finally:
+        walk.close()
     return replace(student, layers=tuple(layers))
+
+
+def _refit_layer(
+    walk: LayerWalk,
+    states: States,
+    layer: LayerWeights,
+    after_attention: States,
+    after: States,
+    newton_steps: int,
+) -> LayerWeights:
+    """The fitted layer."""
+    config = walk.config
+    contexts = walk.contexts(states, layer)
+    blocks = walk.blocks(contexts, [s - x for s, x in zip(after_attention, states, strict=True)])
+    fitted = fit_linear(blocks, layer.attention_output, layer.attention_norm.weight)
+    layer = replace(layer, attention_output=fitted)
+    middle = [
+        _normalized(_linear(context, fitted) + hidden, layer.attention_norm, config.layer_norm_eps)
+        for context, hidden in zip(contexts, states, strict=True)
+    ]
+    del contexts
+    blocks = walk.blocks(middle, [s - x for s, x in zip(after, middle, strict=True)])
+    intermediate, output = fit_feed_forward(
+        blocks,
+        layer.intermediate,
+        layer.output,
+        lambda values: activate(values, config.hidden_act),
+        steps=newton_steps,
+        metric=layer.output_norm.weight,
+    )
+    return replace(layer, intermediate=intermediate, output=output)
+
+
+def _linear(hidden: FloatArray, weights: LinearWeights) -> FloatArray:
+    out: FloatArray = hidden @ weights.weight.T
+    if weights.bias is not None:
+        out += weights.bias
+    return out
+
+
+def _normalized(rows: FloatArray, norm: NormWeights, eps: float) -> FloatArray:
+    """layer_norm of each row."""
+    out: FloatArray = rows - rows.mean(axis=1, keepdims=True)
+    out /= np.sqrt(np.square(out).mean(axis=1, keepdims=True) + np.float32(eps))
+    out *= norm.weight
+    if norm.bias is not None:
+        out += norm.bias
+    return out

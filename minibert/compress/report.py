@@ -68,7 +68,14 @@ def weight_bytes(loaded: LoadedModel) -> int:
     return sum(os.stat(path).st_size for path in loaded.weights.files)
 
 
-def report(original: LoadedModel, folder: Path, texts: tuple[str, ...], rounds: int = 5) -> Report:
+def report(
+    original: LoadedModel,
+    folder: Path,
+    texts: tuple[str, ...],
+    rounds: int = 5,
+    *,
+    device: str = "auto",
+) -> Report:
     """Load what was written and measure it beside the original.
 
     Args:
@@ -76,9 +83,11 @@ def report(original: LoadedModel, folder: Path, texts: tuple[str, ...], rounds: 
         folder: the changed model; runs as its files say.
         texts: for the report.
         rounds: timings of each, taken in turns.
+        device: runs both.
     """
     changed = load_model(folder)
-    first_texts, second_texts = TextRun(original, texts), TextRun(changed, texts)
+    first_texts = TextRun(original, texts, device=device)
+    second_texts = TextRun(changed, texts, device=device)
     with PreparedRun(first_texts) as first, PreparedRun(second_texts, dtype=None) as second:
         fidelity = compare(first.embeddings(), second.embeddings())
         original_seconds, changed_seconds = interleaved_seconds([first, second], rounds)

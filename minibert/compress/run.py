@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from minibert import model
 from minibert.budget import make_budget
+from minibert.config import EncoderConfig
 from minibert.loading import LoadedModel
 from minibert.ops.interface import Ops
 from minibert.ops.recording import LinearEvent, Observer, RecordingOps
@@ -31,9 +32,16 @@ class TextRun:
     the same tokens in the same rows.
     """
 
-    def __init__(self, loaded: LoadedModel, texts: Sequence[str]) -> None:
-        """Tokenize; texts that are too long are cut."""
+    def __init__(self, loaded: LoadedModel, texts: Sequence[str], *, device: str = "auto") -> None:
+        """Tokenize; texts that are too long are cut.
+
+        Args:
+            loaded: the model.
+            texts: to run it on.
+            device: as `Engine.from_pretrained`.
+        """
         self.loaded = loaded
+        self.device = device
         self.tokenized = loaded.tokenizer.encode(list(texts), max_length=loaded.max_length)
         self.num_texts = len(texts)
 
@@ -100,11 +108,12 @@ class PreparedRun:
             layer_shapes=(),
             pruned_heads={},
         )
-        ops, _ = make_ops("auto", DeviceOptions(dtype=dtype), quantized=self.weights.quantized)
+        options = DeviceOptions(dtype=dtype)
+        ops, _ = make_ops(texts.device, options, quantized=self.weights.quantized)
         if wrap is not None:
             ops = wrap(ops)
         if observer is not None:
-            ops = RecordingOps(ops, self._narrowed(ops, observer), names=names)
+            ops = RecordingOps(ops, narrowed(self.config, ops, observer), names=names)
         parameters = model.prepare(ops, self.weights, self.config)
         budget = make_budget(
             lambda *_: 0,
@@ -118,26 +127,6 @@ class PreparedRun:
             [DeviceModel(ops, parameters, prepare_steps(ops, steps))], self.config, budget
         )
         self._dimension = output_dimension(steps, self.config.hidden_size)
-
-    def _narrowed(self, ops: Ops, observer: Observer) -> Observer:
-        """Take out the zeros that the device's heads are filled up with: see `widen_heads`."""
-        head_dim = self.config.head_dim
-        wide = -(-head_dim // ops.head_dim_multiple) * ops.head_dim_multiple
-        if wide == head_dim:
-            return observer
-
-        def narrow(values: NDArray[Any]) -> NDArray[Any]:
-            heads = values.reshape(len(values), -1, wide)[:, :, :head_dim]
-            return np.ascontiguousarray(heads.reshape(len(values), -1))
-
-        def observe(event: LinearEvent) -> None:
-            if event.name.endswith(".attention_output"):
-                event = replace(event, hidden=narrow(event.hidden))
-            elif event.name.endswith(".qkv"):
-                event = replace(event, out=narrow(event.out))
-            observer(event)
-
-        return observe
 
     def embeddings(self) -> NDArray[np.float32]:
         """Embed all texts, (num_texts, dimension)."""
@@ -162,6 +151,34 @@ class PreparedRun:
     def __exit__(self, *_: object) -> None:
         """Give back the device."""
         self._runner.close()
+
+
+def narrow(values: NDArray[Any], wide: int, config: EncoderConfig) -> NDArray[Any]:
+    """Rows of heads without the zeros that they are filled up with: see `model.widen_heads`.
+
+    Args:
+        values: (num_tokens, heads * wide).
+        wide: width of a head as it is laid out.
+        config: has the heads' own width.
+    """
+    if wide == config.head_dim:
+        return values
+    heads = values.reshape(len(values), -1, wide)[:, :, : config.head_dim]
+    return np.ascontiguousarray(heads.reshape(len(values), -1))
+
+
+def narrowed(config: EncoderConfig, ops: Ops, observer: Observer) -> Observer:
+    """An observer that is not shown the zeros of a device's heads."""
+    wide = -(-config.head_dim // ops.head_dim_multiple) * ops.head_dim_multiple
+
+    def observe(event: LinearEvent) -> None:
+        if event.name.endswith(".attention_output"):
+            event = replace(event, hidden=narrow(event.hidden, wide, config))
+        elif event.name.endswith(".qkv"):
+            event = replace(event, out=narrow(event.out, wide, config))
+        observer(event)
+
+    return observe
 
 
 def interleaved_seconds(runs: Sequence[PreparedRun], rounds: int = 5) -> list[float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from minibert.data import calibration_texts, demo_questions, demo_texts
+from minibert.data import calibration_texts, demo_questions, demo_texts, many_calibration_texts
 from minibert.errors import InputError
 
 FEWEST_TEXTS = 32
@@ -25,15 +25,20 @@ class TextSet:
     origin: str
 
 
-def split_texts(texts: Sequence[str] | None) -> TextSet:
+def split_texts(texts: Sequence[str] | None, *, many: bool = False) -> TextSet:
     """Divide a user's texts, or take the bundled ones where there are none.
+
+    Args:
+        texts: the user's, or None.
+        many: whether to take the thousands of bundled texts that fitting matrices needs, instead
+            of the hundred and fifty that are enough for ranges and moments.
 
     Raises:
         InputError: fewer than 32 distinct texts that are not blank.
     """
     if texts is None:
         return TextSet(
-            tuple(calibration_texts()),
+            tuple(many_calibration_texts() if many else calibration_texts()),
             (*demo_texts(), *demo_questions()),
             "the bundled sets",
         )

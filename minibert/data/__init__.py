@@ -5,10 +5,12 @@
 | texts.txt | a short text on each line, written for this project |
 | questions.txt | a question on each line |
 | calibration.txt | a text on each line, written for this project: other texts, to calibrate with |
+| wordnet.txt | a text on each line, to fit pruned models on: examples, definitions of WordNet 3.0 |
+| wordnet_license.txt | its licence: free use, copying and distribution, with this notice |
 | questions.npy | (num_questions, 384) float32: the questions' vectors |
 
 The vectors are those of sentence-transformers 6.2.0 with all-MiniLM-L6-v2; a test computes them
-again.
+again. `benchmarks/compression_texts.py` writes wordnet.txt.
 """
 
 from __future__ import annotations
@@ -34,6 +36,11 @@ def demo_questions() -> list[str]:
 def calibration_texts() -> list[str]:
     """Return the texts that calibrate compression where the user gives none."""
     return _lines("calibration.txt")
+
+
+def many_calibration_texts() -> list[str]:
+    """Return the texts that pruning is fitted on where the user gives none: thousands."""
+    return [*calibration_texts(), *_lines("wordnet.txt")]
 
 
 def _lines(name: str) -> list[str]:

@@ -36,9 +36,11 @@ def minibert(*arguments: object) -> Result:
         ("quantize", "--bits", "4", "--embedding-bits", "32", "--no-gate", "--migrate"),
         ("prune", "--flops", "0.7"),
         ("prune", "--drop-layers", "1", "--align"),
+        ("prune", "--flops", "0.7", "--device", "numpy"),
         ("distil", "--layers", "2"),
         ("sparsify", "--pattern", "2:4", "--method", "magnitude", "--reconstruct", "columns"),
         ("sparsify", "--pattern", "block", "--sparsity", "0.25", "--regrow", "1"),
+        ("distil", "--layers", "2", "--heads", "3", "--intermediate", "64"),
     ],
     ids=" ".join,
 )
@@ -71,6 +73,7 @@ def test_pruning_nothing_says_so(tiny: Any, tmp_path: Path, texts_file: Path) ->
         (("sparsify", "--pattern", "block", "--reconstruct", "none", "--regrow", "2"), "regrow"),
         (("sparsify", "--pattern", "block", "--sparsity", "1"), "--sparsity"),
         (("sparsify",), "--pattern"),
+        (("distil", "--layers", "2", "--heads", "9"), "heads must be at most 4"),
     ],
     ids=str,
 )
@@ -82,6 +85,19 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert done.exit_code == 2
     assert word in done.output
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["quantize", "prune", "distil"])
+def test_an_unknown_device_is_named_and_leaves_nothing(
+    tiny: Any, tmp_path: Path, texts_file: Path, name: str
+) -> None:
+    options = {"quantize": (), "prune": ("--flops", "0.7"), "distil": ("--layers", "2")}[name]
+    done = minibert(
+        name, tiny("bert"), tmp_path / "out", "--texts", texts_file, "--device", "abacus", *options
+    )
+    assert done.exit_code == 1
+    assert "device must be one of" in done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["texts.txt"]
 
 
 def test_an_existing_folder_is_replaced_only_when_asked(
