@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -25,10 +24,8 @@ from minibert.compress.texts import split_texts
 from minibert.fidelity import compare
 from minibert.loading import load_model
 
-Row = dict[str, object]
 
-
-def picture(rows: list[Row], path: Path) -> None:
+def picture(rows: list[dict[str, object]], path: Path) -> None:
     """Draw speed against fidelity, a point for each variant."""
     import matplotlib
 
@@ -47,14 +44,17 @@ def picture(rows: list[Row], path: Path) -> None:
     pyplot.close(figure)
 
 
-def measure(folders: Sequence[Path], rounds: int) -> list[Row]:
-    """Time and compare models.
-
-    Args:
-        folders: the original, which runs in float32, then the variants.
-        rounds: timings of each, taken in turns.
-    """
+def main() -> None:
+    """Measure, and write the folder."""
+    parser = argparse.ArgumentParser(description="Compare compressed models with their original.")
+    parser.add_argument("original", type=Path)
+    parser.add_argument("variants", type=Path, nargs="+")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=9)
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
     texts = split_texts(None).reporting
+    folders = [arguments.original, *arguments.variants]
     with ExitStack() as stack:
         models = [load_model(folder) for folder in folders]
         inputs = [TextRun(model, texts) for model in models]
@@ -64,10 +64,10 @@ def measure(folders: Sequence[Path], rounds: int) -> list[Row]:
         ]
         expected = runs[0].embeddings()
         found = [compare(expected, run.embeddings()) for run in runs]
-        taken = np.array([[run.seconds() for run in runs] for _ in range(rounds)])
+        taken = np.array([[run.seconds() for run in runs] for _ in range(arguments.rounds)])
     median = np.median(taken, axis=0)
     ratios = taken[:, :1] / taken  # of one round: what slows a moment slows both
-    rows: list[Row] = []
+    rows = []
     for i, (folder, model) in enumerate(zip(folders, models, strict=True)):
         flops = encoder_flops(models[0].weights, inputs[0]) / encoder_flops(
             model.weights, inputs[i]
@@ -87,11 +87,6 @@ def measure(folders: Sequence[Path], rounds: int) -> list[Row]:
                 "top10_overlap": round(found[i].top10_overlap, 3),
             }
         )
-    return rows
-
-
-def write_results(rows: list[Row], output: Path, rounds: int) -> None:
-    """Write table.md, results.json and, where matplotlib is installed, a picture."""
     lines = [
         "| model | files | speed (quartiles) | operations | cosine (worst) | Spearman | top-10 |",
         "|---|---|---|---|---|---|---|",
@@ -104,35 +99,22 @@ def write_results(rows: list[Row], output: Path, rounds: int) -> None:
             f"{row['mean_cosine']:.5f} ({row['min_cosine']:.4f}) | {row['spearman']:.4f} | "
             f"{row['top10_overlap']:.3f} |"
         )
-    (output / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (arguments.output / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     facts = {
         "minibert": minibert.__version__,
         "numpy": np.__version__,
         "machine": platform.machine(),
         "python": platform.python_version(),
-        "texts": len(split_texts(None).reporting),
-        "rounds": rounds,
+        "texts": len(texts),
+        "rounds": arguments.rounds,
         "models": rows,
     }
-    (output / "results.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (arguments.output / "results.json").write_text(json.dumps(facts, indent=1) + "\n")
     print("\n".join(lines))
     try:
-        picture(rows, output / "speed-fidelity.png")
+        picture(rows, arguments.output / "speed-fidelity.png")
     except ImportError:
         print("no picture: matplotlib is not installed")
-
-
-def main() -> None:
-    """Measure, and write the folder."""
-    parser = argparse.ArgumentParser(description="Compare compressed models with their original.")
-    parser.add_argument("original", type=Path)
-    parser.add_argument("variants", type=Path, nargs="+")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=9)
-    arguments = parser.parse_args()
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    rows = measure([arguments.original, *arguments.variants], arguments.rounds)
-    write_results(rows, arguments.output, arguments.rounds)
 
 
 if __name__ == "__main__":
