@@ -77,7 +77,9 @@ def expand_all(
         WeightsError: sparse tensors that config.json does not know of, a part that is missing or
             misshapen, or places that break the pattern's rule or do not fit the fraction.
     """
-    names = [name.removesuffix("_index") for name in tensors if name.endswith("_index")]
+    candidates = (name.removesuffix("_index") for name in tensors if name.endswith("_index"))
+    # An index without either of the others is a tensor of its own, known or refused by its name.
+    names = [name for name in candidates if {name + "_kept", name + "_shape"} & set(tensors)]
     if not names:
         return tensors, {}
     if sparsity is None:
