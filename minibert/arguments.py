@@ -91,6 +91,20 @@ def check_prompts(prompts: object) -> None:
         raise InputError(f"prompts must map names to texts, got {prompts!r}")
 
 
+def check_truncation(truncation: object, truncation_side: object) -> None:
+    """Refuse unknown ways of cutting long texts."""
+    if truncation not in ("warn", "error", "silent"):
+        raise InputError(f"truncation must be warn, error or silent, got {truncation!r}")
+    if truncation_side not in ("right", "left"):
+        raise InputError(f"truncation_side must be right or left, got {truncation_side!r}")
+
+
+def check_names(name: str, names: object) -> None:
+    """Refuse one str where several names are meant."""
+    if isinstance(names, str):
+        raise InputError(f"{name} must be several names, got one str {names!r}")
+
+
 def check_truncate_dim(truncate_dim: Any, dimension: int) -> None:
     """Refuse what is neither None nor a number of leading dimensions."""
     if truncate_dim is not None and (

@@ -18,13 +18,15 @@ from minibert.arguments import (
     as_texts,
     check_conversion,
     check_count,
+    check_names,
     check_output,
     check_prompts,
     check_truncate_dim,
+    check_truncation,
 )
 from minibert.assembly import Parts, Wishes, assemble
 from minibert.collect import as_items, collect, finished
-from minibert.errors import EngineClosedError, InputError
+from minibert.errors import EngineClosedError
 from minibert.explain import explain
 from minibert.fidelity import Fidelity, compare
 from minibert.hub import find_model
@@ -136,16 +138,10 @@ class Engine:
             MemoryLimitError: memory_limit is too small for one token.
             InputError: an argument is out of range.
         """
-        if truncation not in ("warn", "error", "silent"):
-            raise InputError(f"truncation must be warn, error or silent, got {truncation!r}")
-        if truncation_side not in ("right", "left"):
-            raise InputError(f"truncation_side must be right or left, got {truncation_side!r}")
+        check_truncation(truncation, truncation_side)
         check_count("max_batch_tokens", max_batch_tokens)
         check_prompts(prompts)
-        if isinstance(ignore_config_keys, str):
-            raise InputError(
-                f"ignore_config_keys must be several names, got one str {ignore_config_keys!r}"
-            )
+        check_names("ignore_config_keys", ignore_config_keys)
         options = DeviceOptions(
             dtype=dtype,
             matmul_precision=matmul_precision,

@@ -32,7 +32,13 @@ from minibert.kernels.cuda.device import CupyDevice, Device
 from minibert.kernels.cuda.emulated import EmulatedDevice
 
 ROOT = Path(__file__).parents[2]
-KERNEL_TESTS = ("test_norms.py", "test_gemm.py", "test_attention.py", "test_pool.py")
+KERNEL_TESTS = (
+    "test_norms.py",
+    "test_gemm.py",
+    "test_gemm_sparse.py",
+    "test_attention.py",
+    "test_pool.py",
+)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -20,6 +20,7 @@ from benchmarks.gpu.report import Report
 from benchmarks.gpu.workloads import Shape, config_of, random_batch, random_weights
 from minibert import model
 from minibert.kernels.cuda.device import Device
+from minibert.kernels.cuda.launch import has_sparse_gemm
 from minibert.ops.cuda import CudaOps
 
 
@@ -96,7 +97,7 @@ def ceilings(bench: Bench, size: int, nbytes: int) -> Ceilings | None:
 
 
 def linear_layers(bench: Bench, shape: Shape, tokens: Sequence[int], best: Ceilings | None) -> None:
-    """Every linear layer of a model at several numbers of tokens, float16 and int8."""
+    """Every linear layer of a model at several numbers of tokens: float16, sparse, int8."""
     torch, rng = bench.torch, np.random.default_rng(0)
     d, f = shape.hidden_size, shape.intermediate_size
     layers = {
@@ -119,6 +120,11 @@ def linear_layers(bench: Bench, shape: Shape, tokens: Sequence[int], best: Ceili
                     continue
                 contenders[label] = _our_linear(
                     bench, dtype, invariant, weight, bias, num_tokens, activation
+                )
+            if has_sparse_gemm(bench.device.target, "float16"):
+                half = weight * (np.arange(in_features) % 4 < 2)
+                contenders["minibert float16, 2:4 sparse"] = _our_linear(
+                    bench, "float16", True, half, bias, num_tokens, activation, sparsity="2:4"
                 )
             if torch is not None:
                 contenders[bench.torch_name("cuBLASLt")] = _their_linear(
@@ -145,9 +151,11 @@ def _our_linear(
     bias: Any,
     num_tokens: int,
     activation: Any,
+    *,
+    sparsity: str | None = None,
 ) -> Contender:
     ops = bench.ops(dtype, batch_invariant=invariant)
-    prepared = ops.prepare_linear(weight, bias, name="layer.0.linear")
+    prepared = ops.prepare_linear(weight, bias, name="layer.0.linear", sparsity=sparsity)
     table = ops.prepare_embedding(np.random.default_rng(1).standard_normal((100, weight.shape[1])))
     stream = _Kept(ops)
     with stream.context():

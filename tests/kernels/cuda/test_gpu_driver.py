@@ -31,6 +31,8 @@ def test_the_driver_runs_every_stage_and_writes_both_files(tmp_path: Path) -> No
     assert {check["stage"] for check in found["checks"]} == stages
     timed = {"ceilings", "peaks", "host cost", "linear layers", "attention", "whole models"}
     assert {timing["stage"] for timing in found["timings"]} == timed
+    contenders = {t["contender"] for t in found["timings"] if t["stage"] == "linear layers"}
+    assert {"minibert float16", "minibert float16, 2:4 sparse", "minibert int8"} <= contenders
     units = {timing["work"] for timing in found["timings"] if timing["stage"] == "peaks"}
     assert units == {
         *(f"mma_peak_kernel<{t}>" for t in ("half", "bfloat16", "int8")),

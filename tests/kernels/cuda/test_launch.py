@@ -47,6 +47,17 @@ def test_bfloat16_is_refused_before_sm_80() -> None:
         launch.normalize(T4, "bfloat16", num_rows=1)
 
 
+@pytest.mark.parametrize(
+    ("num_rows", "tile"),
+    [(1, "64, 16, 32, 8, 8"), (17, "64, 32, 32, 16, 6"), (4096, "128, 128, 64, 64, 3")],
+)
+def test_sparse_tiles_grow_with_the_tokens(num_rows: int, tile: str) -> None:
+    made = launch.gemm_sparse(
+        A100, "float16", None, num_rows=num_rows, out_features=3072, in_features=768
+    )
+    assert made.kernel == f"gemm_sparse_kernel<half, kNone, SparseTile<{tile}>>"
+
+
 def test_old_devices_are_refused() -> None:
     with pytest.raises(DeviceError, match=r"at least 7.5, got 7.0"):
         target_for(70, 80)
