@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @click.option(
     "--min-cosine",
     type=click.FloatRange(0.0, 1.0, min_open=True),
-    default=0.9995,
+    default=0.9996,
     show_default=True,
     help="Leave layers in float, the most harmful first, until the mean cosine is this.",
 )

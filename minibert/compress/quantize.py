@@ -51,7 +51,7 @@ class QuantizeOptions:
     bits: int = 8
     embedding_bits: int = 8
     rounding: Rounding = "second-order"
-    min_cosine: float | None = 0.9995
+    min_cosine: float | None = 0.9996
     migrate: bool = False
 
     def __post_init__(self) -> None:
