@@ -64,6 +64,7 @@ def command(
     field_name: str,
     max_texts: int | None,
     overwrite: bool,
+    device: str,
     pattern: str,
     sparsity: float,
     method: str,
@@ -97,6 +98,7 @@ def command(
         options,
         texts=texts,
         overwrite=overwrite,
+        device=device,
         say=say,
         progress=sys.stderr.isatty() if progress is None else progress,
     )

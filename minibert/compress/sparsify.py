@@ -57,6 +57,7 @@ def sparsify_model(
     *,
     texts: Sequence[str] | None = None,
     overwrite: bool = False,
+    device: str = "auto",
     say: Say = lambda line: None,
     progress: bool = False,
 ) -> SparsifyResult:
@@ -68,6 +69,7 @@ def sparsify_model(
         options: which weights go, and how the rest makes up for them.
         texts: to calibrate with and to report on; the bundled ones when None.
         overwrite: whether an existing model folder may be replaced.
+        device: runs the models, as `Engine.from_pretrained`.
         say: receives a line before each slow step.
         progress: show a bar on standard error.
 
@@ -87,7 +89,7 @@ def sparsify_model(
     if loaded.config.sparsity is not None:
         raise InputError(f"model must be dense, '{model}' is sparse already: use its original")
     _check_widths(loaded.weights, options)
-    run = TextRun(loaded, text_set.calibration)
+    run = TextRun(loaded, text_set.calibration, device=device)
     say(f"Calibrating with {run.num_texts} texts ({run.num_tokens:,} tokens) ...")
     done = sparsify_layers(run, options, progress=progress)
     encoder_folder = read_modules(model).encoder_folder
@@ -96,7 +98,7 @@ def sparsify_model(
         inside = folder / encoder_folder.relative_to(model)
         _write(loaded, done, options, encoder_folder, inside)
         say("Measuring what was written ...")
-        measured = report(loaded, folder, text_set.reporting)
+        measured = report(loaded, folder, text_set.reporting, device=device)
     return SparsifyResult(measured, done.outcomes)
 
 
