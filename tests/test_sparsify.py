@@ -227,7 +227,7 @@ def test_a_run_that_fails_late_leaves_nothing(
 ) -> None:
     from minibert.compress import sparsify
 
-    def fails(*_: Any) -> None:
+    def fails(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sparsify, "report", fails)
