@@ -37,7 +37,7 @@ AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [
     *AVX2,
     *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"),
-    "-Wno-maybe-uninitialized",
+    *("-Wno-maybe-uninitialized", "-Wno-uninitialized"),
 ]
 PATHS_X86_64 = {
     "path_avx2": AVX2,
