@@ -110,7 +110,11 @@ def test_the_source_distribution_holds_the_tests_and_what_runs_them(built: Path)
         names = {name.partition("/")[2] for name in tar.getnames()}
     assert {"Makefile", "README.md", "LICENSE", "pyproject.toml", "kernels/__init__.py"} <= names
     assert {"tests/test_packaging.py", "tests/cli/conftest.py", "minibert/data/texts.txt"} <= names
-    assert {"benchmarks/gpu/peaks.cu", "examples/find_a_race.cu"} <= names
+    assert {
+        "benchmarks/gpu/peaks.cu",
+        "benchmarks/gpu/costs.cu",
+        "examples/find_a_race.cu",
+    } <= names
     assert not [name for name in names if "__pycache__" in name or name.endswith((".pyc", ".so"))]
 
 

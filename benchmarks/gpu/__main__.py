@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import checks, peaks, timings
+from benchmarks.gpu import checks, costs, peaks, timings
 from benchmarks.gpu.clock import CupyClock, Rounds, WallClock
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.workloads import BASE, LARGE, MINILM, TINY, ragged
@@ -106,6 +106,8 @@ def _stages(
         peaks.tensor_cores(bench, sizes)
         peaks.functions(bench, sizes)
         peaks.barriers(bench, sizes)
+        nbytes, passes = (1 << 14, 1) if tiny else (21_000_000, 40)
+        costs.l2_reads(bench, nbytes, passes)
 
     def linear_layers(left: float) -> None:
         for shape in models[:2]:
@@ -120,6 +122,9 @@ def _stages(
 
     def launches(left: float) -> None:
         timings.launches(bench, small)
+        costs.host_launches(bench)
+        nodes, grids = (3, (1,)) if tiny else (200, (1, 8, device.target.num_sms))
+        costs.graph_nodes(bench, nodes, grids)
 
     def whole_models(left: float) -> None:
         cases = {"1 x 16": [16]}
