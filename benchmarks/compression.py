@@ -222,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "date": datetime.date.today().isoformat(),
         "device": record.device(),
         **measured_commit,
-        "model": chosen.original.resolve().name,
+        "model": chosen.original.absolute().name,
         "texts": len(split_texts(None).reporting),
         "rounds": chosen.rounds,
         "seconds_to_make": seconds,
