@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
 from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,6 +82,22 @@ def check_count(name: str, value: Any) -> None:
     """Refuse what is neither None nor a whole number of at least 1."""
     if value is not None and (not is_integer(value) or value < 1):
         raise InputError(f"{name} must be at least 1, got {value!r}")
+
+
+def check_folder(name: str, value: object) -> Path | None:
+    """A path to a folder that is there or can be made, or None.
+
+    Raises:
+        InputError: naming the argument.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, (str, os.PathLike)):
+        raise InputError(f"{name} must be a path or None, got {value!r}")
+    path = Path(os.fsdecode(value))
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{name} must be a folder, got the file '{path}'")
+    return path
 
 
 def check_prompts(prompts: object) -> None:

@@ -18,6 +18,7 @@ from minibert.arguments import (
     as_texts,
     check_conversion,
     check_count,
+    check_folder,
     check_names,
     check_output,
     check_prompts,
@@ -148,7 +149,7 @@ class Engine:
             threads=threads,
             batch_invariant=batch_invariant,
             float_layers=check_float_layers(float_layers),
-            packed_weights=None if packed_weights is None else Path(packed_weights),
+            packed_weights=check_folder("packed_weights", packed_weights),
         )
         wishes = Wishes(
             device=device,

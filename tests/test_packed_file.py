@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from minibert import Engine
+from minibert.errors import InputError
 from minibert.kernels.cpu import loader
 from minibert.ops.cpu import CpuOps, available
 from minibert.ops.packed_file import PackedFile, open_packed
@@ -128,3 +129,12 @@ def test_engines_share_the_file(tmp_path: Path, dtype: str) -> None:
         packed = Engine.from_pretrained(folder, dtype=dtype, packed_weights=tmp_path / "packed")
         assert packed.encode(texts).tobytes() == plain.tobytes()
         assert len(list((tmp_path / "packed").iterdir())) == 1
+
+
+def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(InputError, match="packed_weights must be a folder, got the file"):
+        Engine.from_pretrained(tmp_path, packed_weights=file)
+    with pytest.raises(InputError, match="packed_weights must be a path or None, got 5"):
+        Engine.from_pretrained(tmp_path, packed_weights=5)  # type: ignore[arg-type]
