@@ -1,8 +1,7 @@
-"""Packed batches and the plan that makes them.
+"""Packed batches.
 
 A batch holds the tokens of its texts one after the other, with no padding; `cu_seqlens` says where
-each text begins. The plan fills batches up to a budget of tokens, longest texts first, and keeps
-the caller's order so that results can be put back.
+each text begins.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,42 +148,3 @@ def _positions(
     before = np.concatenate([[0], np.cumsum(counted)])  # counted tokens up to each place
     within = before[1:] - np.repeat(before[cu_seqlens[:-1]], seqlens)
     return np.asarray(first_position - 1 + within * counted, np.int32)
-
-
-def plan_batches(
-    seqlens: Sequence[int] | NDArray[Any], *, max_batch_tokens: int, batch_size: int | None = None
-) -> list[IntArray]:
-    """Group texts into batches of at most `max_batch_tokens` tokens, longest first.
-
-    Texts of like length stand together; the sort is stable, so equal texts keep their order. A text
-    longer than the budget gets a batch of its own.
-
-    Args:
-        seqlens: (num_seqs,) tokens of each text.
-        max_batch_tokens: budget of one batch, at least 1.
-        batch_size: most texts in one batch; no cap when None.
-
-    Returns:
-        One int32 array of text indices per batch; together a permutation of all texts.
-
-    Raises:
-        InputError: a budget or a cap below 1.
-    """
-    if max_batch_tokens < 1:
-        raise InputError(f"max_batch_tokens must be at least 1, got {max_batch_tokens}")
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, got {batch_size}")
-    lengths = np.asarray(seqlens, np.int64)
-    order = np.argsort(-lengths, kind="stable").astype(np.int32)
-    batches: list[IntArray] = []
-    begin = 0
-    tokens = 0
-    for i, length in enumerate(lengths[order].tolist()):
-        full = tokens + length > max_batch_tokens
-        if i > begin and (full or (batch_size is not None and i - begin == batch_size)):
-            batches.append(order[begin:i])
-            begin, tokens = i, 0
-        tokens += length
-    if begin < order.size:
-        batches.append(order[begin:])
-    return batches

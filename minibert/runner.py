@@ -20,13 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibert import model, tokenizer
-from minibert.batch import Batch, IntArray, pack, plan_batches
+from minibert.batch import Batch, IntArray, pack
 from minibert.budget import Budget, make_budget
 from minibert.config import EncoderConfig
 from minibert.errors import DeviceMemoryError, EngineClosedError, InputError, MemoryLimitError
 from minibert.loading import LoadedModel
 from minibert.ops.interface import Ops
 from minibert.ops.select import close_all
+from minibert.plan import plan_batches
 from minibert.pooling import PreparedStep, apply_steps, prepare_steps
 from minibert.slots import Slots
 from minibert.tokenizer import TokenizedTexts
@@ -35,7 +36,6 @@ OnBatch = Callable[[NDArray[np.int32], NDArray[Any], NDArray[Any] | None, IntArr
 """Receives text indices, embeddings, packed hidden states (or None) and cu_seqlens of a batch."""
 
 _BYTES_PER_TEXT = 512  # two small arrays and the numbers that go with them
-_FEWEST_TOKENS_TO_SPLIT = 64  # below this per stream, one batch over all cores is quicker
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,10 @@ class Runner:
         seqlens = np.asarray([ids.size for ids in texts.input_ids], np.int64)
         self._check(texts, seqlens)
         plan = plan_batches(
-            seqlens, max_batch_tokens=self._tokens_per_batch(seqlens), batch_size=batch_size
+            seqlens,
+            max_batch_tokens=self.budget.max_batch_tokens,
+            batch_size=batch_size,
+            num_streams=self.num_streams,
         )
         if not plan:
             return
@@ -225,15 +228,6 @@ class Runner:
     def _check_open(self) -> None:
         if self._closed:
             raise EngineClosedError("the engine must be open, it was closed: load it again")
-
-    def _tokens_per_batch(self, seqlens: NDArray[np.int64]) -> int:
-        """The budget, or less where an even share keeps every stream busy."""
-        budget, streams = self.budget.max_batch_tokens, self.num_streams
-        total = int(seqlens.sum())
-        share = -(-total // streams)
-        if streams == 1 or share >= budget or share < _FEWEST_TOKENS_TO_SPLIT:
-            return budget
-        return max(share, int(seqlens.max()))
 
     def _check(self, texts: TokenizedTexts, seqlens: NDArray[np.int64]) -> None:
         vocab_size = self.config.vocab_size

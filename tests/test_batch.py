@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -8,68 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minibert.batch import Batch, pack, plan_batches
+from minibert.batch import Batch, pack
 from minibert.errors import InputError
-
-LENGTHS = st.lists(st.integers(1, 200), max_size=120)
 
 
 def sequence(*ids: int) -> np.ndarray:
     return np.array(ids, np.int32)
-
-
-@settings(deadline=None)
-@given(LENGTHS, st.integers(1, 400), st.one_of(st.none(), st.integers(1, 40)))
-def test_a_plan_is_a_permutation_within_its_budget(
-    seqlens: list[int], budget: int, batch_size: int | None
-) -> None:
-    batches = plan_batches(seqlens, max_batch_tokens=budget, batch_size=batch_size)
-    order = [int(i) for batch in batches for i in batch]
-    assert sorted(order) == list(range(len(seqlens)))
-    for batch in batches:
-        assert batch.dtype == np.int32
-        assert batch.size >= 1
-        assert batch_size is None or batch.size <= batch_size
-        tokens = sum(seqlens[i] for i in batch)
-        assert tokens <= budget or batch.size == 1  # a long text stands alone
-
-
-@settings(deadline=None)
-@given(LENGTHS, st.integers(1, 400))
-def test_a_plan_is_sorted_and_stable(seqlens: list[int], budget: int) -> None:
-    order = [int(i) for batch in plan_batches(seqlens, max_batch_tokens=budget) for i in batch]
-    assert order == sorted(range(len(seqlens)), key=lambda i: -seqlens[i])
-
-
-@settings(deadline=None)
-@given(LENGTHS, st.integers(1, 400), st.one_of(st.none(), st.integers(1, 40)))
-def test_no_two_neighbouring_batches_could_be_one(
-    seqlens: list[int], budget: int, batch_size: int | None
-) -> None:
-    batches = plan_batches(seqlens, max_batch_tokens=budget, batch_size=batch_size)
-    for left, right in pairwise(batches):
-        fits = sum(seqlens[i] for i in left) + seqlens[right[0]] <= budget
-        assert not fits or left.size == batch_size
-
-
-def test_a_plan_of_nothing_is_empty() -> None:
-    assert plan_batches([], max_batch_tokens=8) == []
-
-
-def test_huge_lengths_do_not_overflow() -> None:
-    batches = plan_batches([2**31 - 1, 2**31 - 1, 5], max_batch_tokens=2**32)
-    assert [batch.tolist() for batch in batches] == [[0, 1], [2]]
-
-
-@pytest.mark.parametrize("options", [{"max_batch_tokens": 0}, {"max_batch_tokens": -5}])
-def test_a_budget_below_one_is_refused(options: dict[str, int]) -> None:
-    with pytest.raises(InputError, match="max_batch_tokens must be at least 1"):
-        plan_batches([1], **options)
-
-
-def test_a_batch_size_below_one_is_refused() -> None:
-    with pytest.raises(InputError, match="batch_size must be at least 1, got 0"):
-        plan_batches([1], max_batch_tokens=8, batch_size=0)
 
 
 @settings(deadline=None)

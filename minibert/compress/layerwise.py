@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibert import model
-from minibert.batch import Batch, pack, plan_batches
+from minibert.batch import Batch, pack
 from minibert.compress.run import TextRun, narrow, narrowed
 from minibert.ops.interface import Ops
 from minibert.ops.recording import Observer, RecordingOps
 from minibert.ops.select import DeviceOptions, make_ops
+from minibert.plan import plan_batches
 from minibert.pooling import apply_steps, prepare_steps
 from minibert.weights.checkpoint import EncoderWeights, LayerWeights
 from minibert.weights.layer_fit import Block
