@@ -56,10 +56,34 @@ inline void pack_values(float* panel, const float* value, int64_t stride, int64_
     }
 }
 
+constexpr int kTogether = 4;  // vectors whose exponentials are taken together
+
+// Query, key and value of one token in the next head, which this thread most likely takes next:
+// rows are pages apart, so the processor does not foresee them.
+inline void prefetch_head(const float* query, int64_t out_stride, int64_t head_dim) {
+  for (int64_t d = 0; d < head_dim; d += 16)
+    for (int part = 0; part < 3; ++part) __builtin_prefetch(query + part * out_stride + d, 0, 2);
+}
+
 struct Softmax {
   float maximum;
   float sum;
 };
+
+template <int kCount>
+inline __attribute__((always_inline)) void exponentiate(float* scores, Vec::type offset,
+                                                        Vec::type factor, Vec::type& sum) {
+  Vec::type p[kCount];
+#pragma GCC unroll 8
+  for (int i = 0; i < kCount; ++i)
+    p[i] = Vec::mul(Vec::sub(Vec::load(scores + i * Vec::kLanes), offset), factor);
+  exponential(p);
+#pragma GCC unroll 8
+  for (int i = 0; i < kCount; ++i) {
+    Vec::store(scores + i * Vec::kLanes, p[i]);
+    sum = Vec::add(sum, p[i]);
+  }
+}
 
 // scores -> exp(scale * (scores - new maximum)); returns the factor for what was summed before.
 // Scores past the last key are -inf: they neither raise the maximum nor add to the sum.
@@ -78,12 +102,10 @@ inline float exponentiate_row(float* scores, int64_t keys, float scale, Softmax&
   const Vec::type offset = Vec::broadcast(state.maximum);
   const Vec::type factor = Vec::broadcast(scale);
   Vec::type sum = Vec::zero();
-  for (int64_t j = 0; j < keys; j += Vec::kLanes) {
-    const Vec::type p =
-        exponential(Vec::mul(Vec::sub(Vec::load(scores + j), offset), factor));
-    Vec::store(scores + j, p);
-    sum = Vec::add(sum, p);
-  }
+  int64_t j = 0;
+  for (; j + kTogether * Vec::kLanes <= keys; j += kTogether * Vec::kLanes)
+    exponentiate<kTogether>(scores + j, offset, factor, sum);
+  for (; j < keys; j += Vec::kLanes) exponentiate<1>(scores + j, offset, factor, sum);
   float correction[Vec::kLanes];
   Vec::store(correction,
              exponential(Vec::mul(Vec::sub(Vec::broadcast(before), offset), factor)));
@@ -130,9 +152,12 @@ void attention_head(const AttentionCall& call, int64_t begin, int64_t end, int64
                    keys_packed + j * head_dim, head_dim, nothing);
       });
       float correction[kBlockQueries];
-      for (int64_t r = 0; r < queries; ++r)
+      for (int64_t r = 0; r < queries; ++r) {
+        if (block == 0 && head + 1 < call.num_heads)
+          prefetch_head(query + (first + r) * stride + head_dim, out_stride, head_dim);
         correction[r] =
             exponentiate_row(scores + r * kBlockKeys, keys, call.softmax_scale, state[r]);
+      }
       for_each_tile(0, queries, Vec::kTileRows, [&](int64_t row, int64_t rows) {
         const MultiplyTile multiply = multiply_for(rows);
         for (int64_t d = 0; d < wide; d += kPanelCols)

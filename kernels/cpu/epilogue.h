@@ -65,26 +65,44 @@ class PanelPrefetch {
 };
 
 // `sums(row, col, lanes)` is the vector of sums at a place of the tile; a template, so that it is
-// formed in registers.
+// formed in registers. kCount neighbouring vectors, `lanes` of them real.
+template <Activation kActivation, int kCount, typename Sums>
+inline __attribute__((always_inline)) void finish_vectors(const Linear& linear,
+                                                          const LinearCall& call, const Tile& tile,
+                                                          const Sums& sums, int64_t r, int64_t c,
+                                                          int64_t lanes) {
+  const int64_t offset = (tile.row + r) * linear.out_features + tile.col + c;
+  const bool whole = lanes >= kCount * Vec::kLanes;
+  Vec::type x[kCount];
+#pragma GCC unroll 8
+  for (int i = 0; i < kCount; ++i)
+    x[i] = Vec::add(sums(r, c + i * Vec::kLanes, lanes),
+                    Vec::load(linear.bias + tile.col + c + i * Vec::kLanes));
+  activate<kActivation>(x);
+#pragma GCC unroll 8
+  for (int i = 0; i < kCount; ++i) {
+    const int64_t at = offset + i * Vec::kLanes;
+    if (call.residual) {
+      const float* residual = call.residual + at;
+      x[i] = Vec::add(x[i], whole ? Vec::load(residual) : Vec::load_partial(residual, lanes));
+    }
+    if (whole)
+      Vec::store(call.out + at, x[i]);
+    else
+      Vec::store_partial(call.out + at, x[i], lanes);
+  }
+}
+
 template <Activation kActivation, typename Sums>
 inline void finish_rows(const Linear& linear, const LinearCall& call, const Tile& tile, Sums sums) {
+  constexpr int kTogether = 2;
+  constexpr int64_t kStep = kTogether * Vec::kLanes;
   for (int64_t r = 0; r < tile.rows; ++r) {
-    const int64_t offset = (tile.row + r) * linear.out_features + tile.col;
-    for (int64_t c = 0; c < tile.cols; c += Vec::kLanes) {
-      const int64_t lanes = tile.cols - c;
-      float* out = call.out + offset + c;
-      const bool whole = lanes >= Vec::kLanes;
-      Vec::type x = Vec::add(sums(r, c, lanes), Vec::load(linear.bias + tile.col + c));
-      x = activate<kActivation>(x);
-      if (call.residual) {
-        const float* residual = call.residual + offset + c;
-        x = Vec::add(x, whole ? Vec::load(residual) : Vec::load_partial(residual, lanes));
-      }
-      if (whole)
-        Vec::store(out, x);
-      else
-        Vec::store_partial(out, x, lanes);
-    }
+    int64_t c = 0;
+    for (; c + kStep <= tile.cols; c += kStep)
+      finish_vectors<kActivation, kTogether>(linear, call, tile, sums, r, c, kStep);
+    for (; c < tile.cols; c += Vec::kLanes)
+      finish_vectors<kActivation, 1>(linear, call, tile, sums, r, c, tile.cols - c);
   }
 }
 
