@@ -9,7 +9,7 @@ import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,6 @@ from minibert.arguments import (
 from minibert.assembly import Parts, Wishes, assemble
 from minibert.collect import as_items, collect, finished
 from minibert.errors import EngineClosedError
-from minibert.explain import explain
-from minibert.fidelity import Fidelity, compare
 from minibert.hub import find_model
 from minibert.loading import load_model, parse_memory
 from minibert.ops.select import DeviceOptions, check_devices, check_float_layers
@@ -39,6 +37,9 @@ from minibert.preparation import Truncation
 from minibert.similarity import similarity
 from minibert.stream import in_chunks
 from minibert.tokenizer import TruncationSide
+
+if TYPE_CHECKING:
+    from minibert.fidelity import Fidelity
 
 OutputValue = Literal["sentence_embedding", "token_embeddings"]
 
@@ -223,6 +224,8 @@ class Engine:
 
     def explain(self) -> str:
         """A report of every decision and where it came from."""
+        from minibert.explain import explain
+
         return explain(
             self._loaded,
             self._runner,
@@ -357,6 +360,8 @@ class Engine:
         Raises:
             InputError: fewer than three texts, or embeddings of another shape.
         """
+        from minibert.fidelity import compare
+
         if isinstance(against, str | os.PathLike):
             with Engine.from_pretrained(against, dtype="float32", truncation="silent") as original:
                 return self.fidelity(texts, against=original)

@@ -11,10 +11,8 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +29,9 @@ from minibert.pooling import PreparedStep, apply_steps, prepare_steps
 from minibert.slots import Slots
 from minibert.tokenizer import TokenizedTexts
 
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
 OnBatch = Callable[[NDArray[np.int32], NDArray[Any], NDArray[Any] | None, IntArray], None]
 """Receives text indices, embeddings, packed hidden states (or None) and cu_seqlens of a batch."""
 
@@ -38,8 +39,7 @@ _BYTES_PER_TEXT = 512  # two small arrays and the numbers that go with them
 _FEWEST_TOKENS_TO_SPLIT = 64  # below this per stream, one batch over all cores is quicker
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceModel:
+class DeviceModel(NamedTuple):
     """A model as one device has it: its Ops, and what `prepare` laid out there."""
 
     ops: Ops
@@ -206,6 +206,8 @@ class Runner:
         with self._lock:
             self._check_open()
             if self._executor is None:
+                from concurrent.futures import ThreadPoolExecutor  # not at the start of a process
+
                 self._executor = ThreadPoolExecutor(
                     max(1, self.num_streams - 1), thread_name_prefix="minibert"
                 )
@@ -218,7 +220,7 @@ class Runner:
             self._check_open()
             here = self.models[number]
             with here.ops.stream(alone=alone) as ops:
-                yield replace(here, ops=ops)
+                yield here._replace(ops=ops)
             with self._lock:
                 self.batches[number] += 1
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,9 @@ from minibert.ops.cpu_program import (
 )
 from minibert.ops.cpu_stream import CpuArray, StreamPool, StreamState
 from minibert.ops.interface import Activation, ForwardShape, PoolMode
-from minibert.ops.packed_file import PackedFile
+
+if TYPE_CHECKING:
+    from minibert.ops.packed_file import PackedFile
 
 __all__ = ["CpuArray", "CpuOps", "available"]
 

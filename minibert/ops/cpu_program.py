@@ -7,8 +7,7 @@ it saves the Python between the operators, which for one short text is a fifth o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +31,7 @@ POOL_MODES = {
 TABLE_NAMES = ("input_ids", "position_ids", "token_type_ids")
 
 
-@dataclass(frozen=True, slots=True)
-class CpuLinear:
+class CpuLinear(NamedTuple):
     """A packed linear layer."""
 
     handle: Any
@@ -43,8 +41,7 @@ class CpuLinear:
     owner: Any = None  # keeps memory that the handle does not
 
 
-@dataclass(frozen=True, slots=True)
-class CpuLayerNorm:
+class CpuLayerNorm(NamedTuple):
     """Weight and bias where the kernels find them."""
 
     weight: FloatArray
@@ -52,16 +49,14 @@ class CpuLayerNorm:
     addresses: tuple[int, int, float]  # weight, bias or 0, eps
 
 
-@dataclass(frozen=True, slots=True)
-class CpuEmbedding:
+class CpuEmbedding(NamedTuple):
     """An embedding table where the kernels find it."""
 
     weight: FloatArray
     address: int
 
 
-@dataclass(frozen=True, slots=True)
-class CpuBatch:
+class CpuBatch(NamedTuple):
     """A batch and the addresses of its arrays."""
 
     batch: Batch
@@ -72,8 +67,7 @@ class CpuBatch:
     skip: int
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
+class Value(NamedTuple):
     """A result while recording: one row for each token, or for each sequence."""
 
     number: int
