@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import numpy as np
+
 from minibert.arguments import is_integer
 from minibert.errors import InputError, TruncationError, TruncationWarning
 from minibert.loading import LoadedModel
@@ -118,8 +120,9 @@ class Preparation:
         return skip
 
     def _count(self, tokenized: TokenizedTexts, max_length: int) -> None:
-        cut, before = tokenized.truncated, tokenized.num_tokens_before
-        num_texts = len(tokenized.input_ids)
+        seqlens, before = tokenized.seqlens, tokenized.num_tokens_before
+        cut = np.flatnonzero(before > seqlens)
+        num_texts = seqlens.size
         if cut.size and self.truncation == "error":
             raise TruncationError(
                 f"text {cut[0]} must have at most max_length = {max_length} tokens, "
@@ -127,7 +130,7 @@ class Preparation:
             )
         with self._lock:
             self.counts["texts"] += num_texts
-            self.counts["tokens"] += sum(ids.size for ids in tokenized.input_ids)
+            self.counts["tokens"] += int(seqlens.sum())
             self.counts["truncated"] += int(cut.size)
             warn = bool(cut.size) and self.truncation == "warn" and not self._warned
             self._warned = self._warned or warn

@@ -94,8 +94,8 @@ class Runner:
             InputError: a token id that the model's tables do not have, or a text without tokens.
             MemoryLimitError: one text alone needs more than the limit.
         """
-        seqlens = np.asarray([ids.size for ids in texts.input_ids], np.int64)
-        self._check(texts, seqlens)
+        seqlens = texts.seqlens
+        self._check(seqlens)
         plan = plan_batches(
             seqlens, max_batch_tokens=self._tokens_per_batch(seqlens), batch_size=batch_size
         )
@@ -231,22 +231,19 @@ class Runner:
     def _tokens_per_batch(self, seqlens: NDArray[np.int64]) -> int:
         """The budget, or less where an even share keeps every stream busy."""
         budget, streams = self.budget.max_batch_tokens, self.num_streams
-        total = int(seqlens.sum())
-        share = -(-total // streams)
-        if streams == 1 or share >= budget or share < _FEWEST_TOKENS_TO_SPLIT:
+        if streams == 1 or seqlens.size == 1:
+            return budget
+        share = -(-int(seqlens.sum()) // streams)
+        if share >= budget or share < _FEWEST_TOKENS_TO_SPLIT:
             return budget
         return max(share, int(seqlens.max()))
 
-    def _check(self, texts: TokenizedTexts, seqlens: NDArray[np.int64]) -> None:
-        vocab_size = self.config.vocab_size
-        for i, ids in enumerate(texts.input_ids):
-            if ids.size == 0:
-                raise InputError(f"text {i} must have at least one token, its tokenizer gave none")
-            if int(ids.max()) >= vocab_size:
-                raise InputError(
-                    f"text {i}: token ids must be below vocab_size = {vocab_size}, "
-                    f"got {int(ids.max())}"
-                )
+    def _check(self, seqlens: NDArray[np.int64]) -> None:
+        if not seqlens.all():
+            raise InputError(
+                f"text {int(seqlens.argmin())} must have at least one token, "
+                "its tokenizer gave none"
+            )
         limit = self.budget.memory_limit
         if limit is not None and seqlens.size:
             longest = int(seqlens.argmax())
@@ -296,15 +293,26 @@ class Runner:
 
     def _pack(self, texts: TokenizedTexts, indices: NDArray[np.int32], skip: int) -> Batch:
         order = indices.tolist()
-        return pack(
+        vocab_size = self.config.vocab_size
+        batch = pack(
             [texts.input_ids[i] for i in order],
             token_type_ids=[texts.token_type_ids[i] for i in order]
             if self.config.type_vocab_size > 0
             else None,
             first_position=self.config.first_position,
             pad_token_id=self.config.pad_token_id if self.config.first_position else None,
-            skip=[min(skip, texts.input_ids[i].size - 1) for i in order],
+            skip=[min(skip, texts.input_ids[i].size - 1) for i in order] if skip else None,
         )
+        if batch.input_ids.max() >= vocab_size:
+            i, largest = next(
+                (i, int(texts.input_ids[i].max()))
+                for i in sorted(order)
+                if texts.input_ids[i].max() >= vocab_size
+            )
+            raise InputError(
+                f"text {i}: token ids must be below vocab_size = {vocab_size}, got {largest}"
+            )
+        return batch
 
 
 def make_runner(

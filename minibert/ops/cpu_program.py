@@ -94,12 +94,10 @@ class Program:
         Raises:
             InputError: an id outside its table.
         """
+        rows = batch.num_tokens, batch.num_seqs
         arrays = {
-            value.number: np.empty(
-                (batch.num_seqs if value.per_sequence else batch.num_tokens, value.cols),
-                np.float32,
-            )
-            for value in self._distinct
+            number: np.empty((rows[per_sequence], cols), np.float32)
+            for number, per_sequence, cols in self._distinct
         }
         outside = native().program_run(
             stream,
@@ -109,7 +107,7 @@ class Program:
             batch.skip,
             batch.num_tokens,
             batch.num_seqs,
-            *(array.ctypes.data for array in arrays.values()),
+            *map(address, arrays.values()),
         )
         if outside >= 0:
             raise_outside(outside, batch, self._table_rows)
@@ -215,6 +213,12 @@ class _Recorder:
 
     def _value(self, per_sequence: bool, cols: int) -> Value:
         return Value(native().program_value(self.handle, per_sequence, cols), per_sequence, cols)
+
+
+def address(array: NDArray[Any]) -> int:
+    """Where an array's values begin; `ctypes.data` takes three times as long to say it."""
+    found: int = array.__array_interface__["data"][0]
+    return found
 
 
 def check_columns(cols: int, expected: int) -> None:
