@@ -173,7 +173,12 @@ class Engine:
             cache_folder=cache_folder,
             local_files_only=local_files_only,
         )
-        loaded = load_model(folder, max_length=max_length, ignore_config_keys=ignore_config_keys)
+        loaded = load_model(
+            folder,
+            max_length=max_length,
+            ignore_config_keys=ignore_config_keys,
+            layer_by_layer=True,
+        )
         return cls(assemble(loaded, wishes))
 
     # ---- what the engine is --------------------------------------------------------------------

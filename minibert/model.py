@@ -86,7 +86,7 @@ def prepare(ops: Ops, weights: EncoderWeights, config: EncoderConfig) -> Encoder
         tables=(table(weights.word), table(weights.position), table(weights.token_type)),
         embedding_norm=norm(weights.embedding_norm),
         projection=linear("projection", weights.projection) if weights.projection else None,
-        layers=tuple(layer(i, source) for i, source in enumerate(weights.layers)),
+        layers=tuple(layer(i, weights.layer(i)) for i in range(len(weights.layers))),
     )
 
 

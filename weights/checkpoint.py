@@ -20,7 +20,7 @@ from minibert.errors import WeightsError
 from minibert.weights.masks import Mask
 from minibert.weights.names import LEGACY_NORM_NAMES, NAME_TABLES, NameTable
 from minibert.weights.sparse_stored import expand_all
-from minibert.weights.stored import read_quantized
+from minibert.weights.stored import check_quantized, read_quantized
 from minibert.weights.tensors import (
     FLOAT_DTYPES,
     TensorFiles,
@@ -78,6 +78,8 @@ class EncoderWeights:
         unused: names in the files that the encoder does not read, on purpose.
         dtypes: dtype names found on disk.
         files: what was read.
+        source: reads the values of a layer where `layers` has only their shapes; None where
+            `layers` has the values.
     """
 
     word: Float32
@@ -89,6 +91,15 @@ class EncoderWeights:
     unused: tuple[str, ...]
     dtypes: tuple[str, ...]
     files: tuple[Path, ...]
+    source: LayerSource | None = None
+
+    def layer(self, i: int) -> LayerWeights:
+        """A layer with its values; its pages of the files go when the next layer is read.
+
+        Raises:
+            WeightsError: values that are not finite.
+        """
+        return self.layers[i] if self.source is None else self.source.layer(i)
 
     @property
     def num_parameters(self) -> int:
@@ -100,9 +111,11 @@ class EncoderWeights:
 
         Pages of mapped files are let go, too; values that a device did not copy stay with it.
         """
+        if self.source is not None:
+            self.source.let_go()
         for array in _arrays(self):
             release(array)
-        shapes: EncoderWeights = _without_values(self)
+        shapes: EncoderWeights = _without_values(replace(self, source=None))
         return shapes
 
     @property
@@ -136,12 +149,17 @@ def _without_values(value: Any) -> Any:
     return value
 
 
-def load_encoder(folder: Path, config: EncoderConfig) -> EncoderWeights:
+def load_encoder(
+    folder: Path, config: EncoderConfig, *, layer_by_layer: bool = False
+) -> EncoderWeights:
     """Read the encoder of a checkpoint folder.
 
     Args:
         folder: holds the safetensors files.
         config: from the same folder's config.json.
+        layer_by_layer: give the layers' shapes only; `EncoderWeights.layer` reads a layer's values
+            when a device lays them out, so that no more than one layer is held as float32, and
+            each page of the files is read once.
 
     Raises:
         WeightsError: a tensor is missing, misshapen, of an unsupported dtype, not finite, or
@@ -149,7 +167,26 @@ def load_encoder(folder: Path, config: EncoderConfig) -> EncoderWeights:
             files.
     """
     tensors, masks = expand_all(open_tensors(folder), config.sparsity)
-    return _Reader(tensors, masks, NAME_TABLES[config.model_type], config).read()
+    return _Reader(tensors, masks, NAME_TABLES[config.model_type], config).read(layer_by_layer)
+
+
+class LayerSource:
+    """Reads the layers of a checkpoint one by one, and lets go of the files' pages behind it."""
+
+    def __init__(self, reader: _Reader) -> None:
+        """Hold the reader, which has already checked all names, shapes and dtypes."""
+        self._reader = reader
+
+    def layer(self, i: int) -> LayerWeights:
+        """See `EncoderWeights.layer`."""
+        self.let_go()
+        return self._reader.layer(i)
+
+    def let_go(self) -> None:
+        """Release what the last layer read."""
+        for array in self._reader.mapped:
+            release(array)
+        self._reader.mapped.clear()
 
 
 class _Reader:
@@ -169,6 +206,9 @@ class _Reader:
         self.where = tensors.files[0].parent  # for messages
         self.taken: set[str] = set()
         self.dtypes: set[str] = set()
+        self.mapped: list[NDArray[Any]] = []  # read, and not yet released
+        self.layer_by_layer = False
+        self.with_values = True
         probe = table.embeddings["word"]
         found = [p for p in table.prefixes if {p + probe, f"{p}{probe}_q"} & set(tensors)]
         if len(found) != 1:
@@ -177,7 +217,7 @@ class _Reader:
             raise WeightsError(f"{tensors.files[0]} must hold one of {named}, {state}")
         self.prefix = found[0]
 
-    def read(self) -> EncoderWeights:
+    def read(self, layer_by_layer: bool) -> EncoderWeights:
         config, names = self.config, self.table.embeddings
         width = config.embedding_size
         token_type = (
@@ -194,12 +234,20 @@ class _Reader:
             token_type=token_type,
             embedding_norm=self.norm(names["norm"], width),
             projection=projection,
-            layers=tuple(self.layer(i) for i in range(config.num_hidden_layers)),
+            layers=self.layers(layer_by_layer),
             unused=self.leftover(),
             dtypes=tuple(sorted(self.dtypes)),
             files=self.tensors.files,
+            source=LayerSource(self) if layer_by_layer else None,
         )
+        self.layer_by_layer = layer_by_layer
         return weights
+
+    def layers(self, shapes_only: bool) -> tuple[LayerWeights, ...]:
+        self.with_values = not shapes_only
+        layers = tuple(self.layer(i) for i in range(self.config.num_hidden_layers))
+        self.with_values = True
+        return layers
 
     def layer(self, i: int) -> LayerWeights:
         config = self.config
@@ -295,8 +343,13 @@ class _Reader:
                 f"{self.prefix}{name}"
             )
         weight_q, weight_scale = (self.tensors[part] for part in pair)
-        values = read_quantized(self.prefix + name, weight_q, weight_scale, shape)
+        check_quantized(self.prefix + name, weight_q, weight_scale, shape)
         self.taken.update(pair)
+        if self.with_values:
+            values = read_quantized(weight_q, weight_scale, shape[1])
+            self.done_with(weight_q.data)
+        else:
+            values = _shape_of(shape)
         bits = 8 if weight_q.dtype == "I8" else 4
         self.dtypes.add(f"int{bits}")
         return values, bits
@@ -328,12 +381,21 @@ class _Reader:
             raise WeightsError(
                 f"{entry.file}: {full} must have shape {shape}, got {entry.data.shape}"
             )
-        values = to_float32(entry)
-        require_finite(f"{entry.file}: {full}", values)
-        release(entry.data)
         self.taken.add(full)
         self.dtypes.add(entry.dtype)
+        if not self.with_values:
+            return _shape_of(shape)
+        values = to_float32(entry)
+        require_finite(f"{entry.file}: {full}", values)
+        self.done_with(entry.data)
         return values
+
+    def done_with(self, array: NDArray[Any]) -> None:
+        """Let go of a tensor's pages: at once, or when its layer was laid out."""
+        if self.layer_by_layer:
+            self.mapped.append(array)
+        else:
+            release(array)
 
     def leftover(self) -> tuple[str, ...]:
         """Names not taken; refuses those that are not known to be unused."""
@@ -371,10 +433,19 @@ def require_finite(name: str, values: Float32) -> None:
             raise WeightsError(f"{name} must be finite, got {bad} NaN or infinite values")
 
 
+def _shape_of(shape: tuple[int, ...]) -> Float32:
+    """An array of a shape, of no memory to speak of."""
+    return np.broadcast_to(np.zeros((), np.float32), shape)
+
+
 def _fuse(parts: list[LinearWeights]) -> LinearWeights:
-    weight = np.concatenate([part.weight for part in parts])
+    weight = _joined([part.weight for part in parts])
     biases = [part.bias for part in parts if part.bias is not None]
     quantized = {part.quantized for part in parts}
-    return LinearWeights(
-        weight, np.concatenate(biases) if biases else None, quantized=quantized == {True}
-    )
+    return LinearWeights(weight, _joined(biases) if biases else None, quantized=quantized == {True})
+
+
+def _joined(parts: list[Float32]) -> Float32:
+    if all(part.strides[-1] == 0 for part in parts):  # shapes without values
+        return _shape_of((sum(map(len, parts)), *parts[0].shape[1:]))
+    return np.concatenate(parts)
