@@ -105,20 +105,20 @@ class Runner:
             self._reset()
         counter = itertools.count()
         deliver = threading.Lock()
-        failed = threading.Event()
+        failed: list[bool] = []  # not empty once a worker has failed
         alone = len(plan) == 1
 
         def work() -> None:
             try:
                 for i in iter(lambda: next(counter), None):
-                    if i >= len(plan) or failed.is_set():
+                    if i >= len(plan) or failed:
                         return
                     with self._stream(alone=alone) as here:
                         self._run_batch(
                             here, texts, plan[i], skip, hidden_states, on_batch, deliver
                         )
             except BaseException:
-                failed.set()
+                failed.append(True)
                 raise
 
         workers = min(len(plan), self.num_streams)
