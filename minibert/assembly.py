@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from minibert.arguments import check_truncate_dim
 from minibert.errors import InputError
@@ -18,8 +19,7 @@ from minibert.tokenizer import TruncationSide
 _LINEARS = ("qkv", "attention_output", "intermediate", "output")
 
 
-@dataclass(frozen=True, slots=True)
-class Wishes:
+class Wishes(NamedTuple):
     """What a caller of `Engine.from_pretrained` asks for; its docstring says what each means."""
 
     device: str
@@ -35,8 +35,7 @@ class Wishes:
     similarity_function: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
+class Parts(NamedTuple):
     """What `Engine` holds."""
 
     loaded: LoadedModel

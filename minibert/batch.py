@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from minibert.errors import InputError
 
 IntArray = NDArray[np.int32]
+_INT32 = np.dtype(np.int32)
+_NAMES = ("input_ids", "token_type_ids", "position_ids", "cu_seqlens", "skip")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,28 +46,28 @@ class Batch:
         Raises:
             InputError: naming the array and the rule that it breaks.
         """
-        for name in ("input_ids", "token_type_ids", "position_ids", "cu_seqlens", "skip"):
-            array = getattr(self, name)
-            if array.dtype != np.int32 or array.ndim != 1:
+        cu_seqlens = self.cu_seqlens
+        arrays = (self.input_ids, self.token_type_ids, self.position_ids, cu_seqlens, self.skip)
+        for name, array in zip(_NAMES, arrays, strict=True):
+            if array.dtype != _INT32 or array.ndim != 1:
                 raise InputError(
                     f"{name} must be one-dimensional int32, got {array.ndim}-D {array.dtype}"
                 )
         num_tokens = self.input_ids.size
-        for name in ("token_type_ids", "position_ids"):
-            if getattr(self, name).size != num_tokens:
+        for name, array in zip(_NAMES[1:3], arrays[1:3], strict=True):
+            if array.size != num_tokens:
                 raise InputError(
-                    f"{name} must have num_tokens = {num_tokens} entries, "
-                    f"got {getattr(self, name).size}"
+                    f"{name} must have num_tokens = {num_tokens} entries, got {array.size}"
                 )
-        if self.cu_seqlens.size < 1 or self.cu_seqlens[0] != 0:
+        if cu_seqlens.size < 1 or cu_seqlens[0] != 0:
             raise InputError("cu_seqlens must start at 0")
-        if self.cu_seqlens[-1] != num_tokens:
+        if cu_seqlens[-1] != num_tokens:
             raise InputError(
-                f"cu_seqlens must end at num_tokens = {num_tokens}, got {self.cu_seqlens[-1]}"
+                f"cu_seqlens must end at num_tokens = {num_tokens}, got {cu_seqlens[-1]}"
             )
-        if (self.cu_seqlens[1:] <= self.cu_seqlens[:-1]).any():
+        if (cu_seqlens[1:] <= cu_seqlens[:-1]).any():
             raise InputError("cu_seqlens must increase: every sequence has at least one token")
-        if self.skip.size != self.num_seqs:
+        if self.skip.size != cu_seqlens.size - 1:
             raise InputError(f"skip must have num_seqs = {self.num_seqs} entries")
 
     @property

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from minibert.errors import MemoryLimitError
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
+class Budget(NamedTuple):
     """Limits of the batches that run at once on one device; `memory_limit` is that of one batch."""
 
     max_batch_tokens: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,19 @@ def as_items(
             "sentence_embedding": rows[i],
         }
         for i in range(len(states))
+    ]
+
+
+def as_tokens(encodings: Sequence[Any]) -> list[dict[str, Any]]:
+    """What `Engine.tokenize` tells of each text, from `tokenizers.Encoding`."""
+    return [
+        {
+            "input_ids": np.array(encoding.ids, np.int32),
+            "token_type_ids": np.array(encoding.type_ids, np.int32),
+            "tokens": list(encoding.tokens),
+            "offsets": list(encoding.offsets),
+        }
+        for encoding in encodings
     ]
 
 

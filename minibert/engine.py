@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +24,8 @@ from minibert.arguments import (
     check_truncation,
 )
 from minibert.assembly import Parts, Wishes, assemble
-from minibert.collect import as_items, collect, finished
+from minibert.collect import as_items, as_tokens, collect, finished
 from minibert.errors import EngineClosedError
-from minibert.explain import explain
-from minibert.fidelity import Fidelity, compare
 from minibert.hub import find_model
 from minibert.loading import load_model, parse_memory
 from minibert.ops.select import DeviceOptions, check_devices, check_float_layers
@@ -39,6 +35,9 @@ from minibert.preparation import Truncation
 from minibert.similarity import similarity
 from minibert.stream import in_chunks
 from minibert.tokenizer import TruncationSide
+
+if TYPE_CHECKING:
+    from minibert.fidelity import Fidelity
 
 OutputValue = Literal["sentence_embedding", "token_embeddings"]
 
@@ -172,10 +171,14 @@ class Engine:
             cache_folder=cache_folder,
             local_files_only=local_files_only,
         )
-        loaded = load_model(folder, max_length=max_length, ignore_config_keys=ignore_config_keys)
+        loaded = load_model(
+            folder,
+            max_length=max_length,
+            ignore_config_keys=ignore_config_keys,
+            layer_by_layer=True,
+        )
         return cls(assemble(loaded, wishes))
 
-    # ---- what the engine is --------------------------------------------------------------------
     @property
     def dimension(self) -> int:
         """Width of the sentence embeddings, after truncate_dim."""
@@ -208,21 +211,14 @@ class Engine:
         Scratch memory of all streams, token ids, the tokenizer's own, the texts with the default
         prompt in front where there is one, and the result.
         """
-        prompt = self._preparation.choose_prompt(None, None)
-        prompted = [prompt + text for text in as_texts(texts)[0]]
-        tokenized = self._loaded.tokenizer.encode(prompted, max_length=self.max_length)
-        seqlens = [ids.size for ids in tokenized.input_ids]
-        bound = self._runner.memory_bound(
-            num_texts=len(prompted),
-            num_tokens=sum(seqlens),
-            max_seqlen=max(seqlens, default=0),
-            characters=max(map(len, prompted), default=0),
-            dimension=output_dimension(self._loaded.steps, self._loaded.config.hidden_size),
-        )
-        return bound + (sum(map(sys.getsizeof, prompted)) if prompt else 0)
+        sizes, prompted_bytes = self._preparation.measure(as_texts(texts)[0])
+        dimension = output_dimension(self._loaded.steps, self._loaded.config.hidden_size)
+        return self._runner.memory_bound(**sizes, dimension=dimension) + prompted_bytes
 
     def explain(self) -> str:
         """A report of every decision and where it came from."""
+        from minibert.explain import explain
+
         return explain(
             self._loaded,
             self._runner,
@@ -232,7 +228,6 @@ class Engine:
             similarity_function=self._similarity,
         )
 
-    # ---- embeddings ----------------------------------------------------------------------------
     def encode(
         self,
         inputs: str | Sequence[str] | NDArray[Any] | None = None,
@@ -315,11 +310,11 @@ class Engine:
 
     def encode_query(self, inputs: str | Sequence[str], **options: Any) -> Any:
         """`encode` with the model's "query" prompt, or none: never the default one."""
-        return self.encode(inputs, **self._with_prompt(("query",), options))
+        return self.encode(inputs, **self._preparation.with_prompt(("query",), options))
 
     def encode_document(self, inputs: str | Sequence[str], **options: Any) -> Any:
         """`encode` with the first of "document", "passage", "corpus" that is a prompt, or none."""
-        return self.encode(inputs, **self._with_prompt(_DOCUMENT_PROMPTS, options))
+        return self.encode(inputs, **self._preparation.with_prompt(_DOCUMENT_PROMPTS, options))
 
     def encode_stream(
         self, inputs: Iterable[str], *, chunk_size: int = 4096, **options: Any
@@ -357,13 +352,10 @@ class Engine:
         Raises:
             InputError: fewer than three texts, or embeddings of another shape.
         """
-        if isinstance(against, str | os.PathLike):
-            with Engine.from_pretrained(against, dtype="float32", truncation="silent") as original:
-                return self.fidelity(texts, against=original)
-        expected = against.encode(texts) if isinstance(against, Engine) else against
-        return compare(np.asarray(expected), self.encode(texts))
+        from minibert.fidelity import compare_with
 
-    # ---- tokens --------------------------------------------------------------------------------
+        return compare_with(self, texts, against)
+
     def tokenize(self, inputs: str | Sequence[str]) -> Any:
         """Tokens of texts, uncut, special tokens included.
 
@@ -373,15 +365,7 @@ class Engine:
         """
         self._check_open()
         texts, single = as_texts(inputs)
-        items = [
-            {
-                "input_ids": np.array(encoding.ids, np.int32),
-                "token_type_ids": np.array(encoding.type_ids, np.int32),
-                "tokens": list(encoding.tokens),
-                "offsets": list(encoding.offsets),
-            }
-            for encoding in self._loaded.tokenizer.encodings(texts)
-        ]
+        items = as_tokens(self._loaded.tokenizer.encodings(texts))
         return items[0] if single else items
 
     def token_count(self, inputs: str | Sequence[str]) -> Any:
@@ -392,7 +376,6 @@ class Engine:
         counts: list[int] = tokenized.num_tokens_before.tolist()
         return counts[0] if single else counts
 
-    # ---- life ----------------------------------------------------------------------------------
     def close(self) -> None:
         """Give back threads and device memory; calls after this raise EngineClosedError."""
         with self._lock:
@@ -405,22 +388,10 @@ class Engine:
         """The engine itself; it is closed when the block ends."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Close the engine."""
         self.close()
 
-    # ---- parts of encode -----------------------------------------------------------------------
     def _check_open(self) -> None:
         if self._closed:
             raise EngineClosedError("the engine must be open, it was closed: load it again")
-
-    def _with_prompt(self, names: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
-        if options.get("prompt") is None and options.get("prompt_name") is None:
-            found = next((name for name in names if name in self._preparation.prompts), None)
-            return {**options, "prompt": ""} if found is None else {**options, "prompt_name": found}
-        return options

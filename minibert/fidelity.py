@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minibert.errors import InputError
 from minibert.similarity import normalize_rows
+
+if TYPE_CHECKING:
+    from minibert.engine import Engine
 
 NEIGHBOURS = 10
 FEWEST_TEXTS = 3  # two pairwise similarities are needed for a correlation of ranks
@@ -70,6 +75,18 @@ def compare(original: NDArray[Any], changed: NDArray[Any]) -> Fidelity:
         top10_overlap=_overlap(first_pairs, second_pairs, min(NEIGHBOURS, num_texts - 1)),
         num_texts=num_texts,
     )
+
+
+def compare_with(
+    engine: Engine, texts: Sequence[str], original: Engine | str | os.PathLike[str] | NDArray[Any]
+) -> Fidelity:
+    """See `Engine.fidelity`."""
+    if isinstance(original, str | os.PathLike):
+        options: dict[str, Any] = {"dtype": "float32", "truncation": "silent"}
+        with type(engine).from_pretrained(original, **options) as loaded:
+            return compare_with(engine, texts, loaded)
+    expected = original.encode(texts) if isinstance(original, type(engine)) else original
+    return compare(np.asarray(expected), engine.encode(texts))
 
 
 def spearman(first: NDArray[Any], second: NDArray[Any]) -> float:

@@ -43,6 +43,7 @@ def load_model(
     *,
     max_length: int | None = None,
     ignore_config_keys: Collection[str] = (),
+    layer_by_layer: bool = False,
 ) -> LoadedModel:
     """Read a sentence-transformers or plain transformers folder.
 
@@ -50,6 +51,7 @@ def load_model(
         folder: the model.
         max_length: overrules the files; at most what the position table has.
         ignore_config_keys: keys of config.json known to the caller to be without effect.
+        layer_by_layer: as in `load_encoder`.
 
     Raises:
         CheckpointError: some file is missing, damaged or asks for what is not supported.
@@ -65,7 +67,7 @@ def load_model(
     steps = read_steps(modules, config.hidden_size)
     tokenizer = Tokenizer.from_folder(where, do_lower_case=sentence.do_lower_case)
     limit, limit_origin = _max_length(folder, config, sentence, tokenizer, max_length)
-    weights = load_encoder(where, config)
+    weights = load_encoder(where, config, layer_by_layer=layer_by_layer)
     origins = {
         "pooling": modules.origin,
         "max_length": limit_origin,

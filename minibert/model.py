@@ -8,8 +8,8 @@ Devlin et al., "BERT", 2018 (arXiv 1810.04805); Vaswani et al., 2017 (arXiv 1706
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,8 +18,7 @@ from minibert.ops.interface import Array, ForwardShape, Ops
 from minibert.weights.checkpoint import EncoderWeights, LayerWeights, LinearWeights
 
 
-@dataclass(frozen=True, slots=True)
-class LayerParameters:
+class LayerParameters(NamedTuple):
     """One layer's weights as its Ops laid them out, and the layer's own shape."""
 
     num_heads: int
@@ -32,8 +31,7 @@ class LayerParameters:
     output_norm: Any
 
 
-@dataclass(frozen=True, slots=True)
-class EncoderParameters:
+class EncoderParameters(NamedTuple):
     """An encoder's weights as its Ops laid them out; tables are word, position, token type.
 
     `head_dim` is the width of a head as it is laid out, zeros included.
@@ -88,7 +86,7 @@ def prepare(ops: Ops, weights: EncoderWeights, config: EncoderConfig) -> Encoder
         tables=(table(weights.word), table(weights.position), table(weights.token_type)),
         embedding_norm=norm(weights.embedding_norm),
         projection=linear("projection", weights.projection) if weights.projection else None,
-        layers=tuple(layer(i, source) for i, source in enumerate(weights.layers)),
+        layers=tuple(layer(i, weights.layer(i)) for i in range(len(weights.layers))),
     )
 
 

@@ -56,6 +56,8 @@ def plan_batches(
         if value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
     lengths = np.asarray(seqlens, np.int64)
+    if lengths.size == 1:  # the usual request needs no order
+        return [np.zeros(1, np.int32)]
     order = np.argsort(-lengths, kind="stable").astype(np.int32)
     ordered: list[int] = lengths[order].tolist()
     total = sum(ordered)

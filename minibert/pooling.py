@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 from minibert.config import read_json
 from minibert.errors import ConfigError, WeightsError
@@ -114,8 +114,7 @@ class Normalize:
 Step = Pooling | Dense | Normalize
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedStep:
+class PreparedStep(NamedTuple):
     """A step and its weights as the device laid them out."""
 
     step: Step

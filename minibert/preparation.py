@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from minibert.arguments import is_integer
 from minibert.errors import InputError, TruncationError, TruncationWarning
@@ -59,6 +62,30 @@ class Preparation:
         if not isinstance(name, str) or name not in self.prompts:
             raise InputError(f"prompt_name must be one of {sorted(self.prompts)}, got {name!r}")
         return self.prompts[name]
+
+    def with_prompt(self, names: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
+        """Options of `encode` with the first of these prompts that the model has, or with none."""
+        if options.get("prompt") is None and options.get("prompt_name") is None:
+            found = next((name for name in names if name in self.prompts), None)
+            return {**options, "prompt": ""} if found is None else {**options, "prompt_name": found}
+        return options
+
+    def measure(self, texts: Sequence[str]) -> tuple[dict[str, int], int]:
+        """Sizes of a call with the default prompt, and the bytes of prompted copies of its texts.
+
+        Returns:
+            Keywords of `Runner.memory_bound`, and bytes.
+        """
+        prompt = self.choose_prompt(None, None)
+        prompted = [prompt + text for text in texts]
+        tokenized = self._loaded.tokenizer.encode(prompted, max_length=self._loaded.max_length)
+        sizes = {
+            "num_texts": len(prompted),
+            "num_tokens": int(tokenized.seqlens.sum()),
+            "max_seqlen": int(tokenized.seqlens.max(initial=0)),
+            "characters": max(map(len, prompted), default=0),
+        }
+        return sizes, sum(map(sys.getsizeof, prompted)) if prompt else 0
 
     def prepare(
         self,
@@ -118,8 +145,9 @@ class Preparation:
         return skip
 
     def _count(self, tokenized: TokenizedTexts, max_length: int) -> None:
-        cut, before = tokenized.truncated, tokenized.num_tokens_before
-        num_texts = len(tokenized.input_ids)
+        seqlens, before = tokenized.seqlens, tokenized.num_tokens_before
+        cut = np.flatnonzero(before > seqlens)
+        num_texts = seqlens.size
         if cut.size and self.truncation == "error":
             raise TruncationError(
                 f"text {cut[0]} must have at most max_length = {max_length} tokens, "
@@ -127,7 +155,7 @@ class Preparation:
             )
         with self._lock:
             self.counts["texts"] += num_texts
-            self.counts["tokens"] += sum(ids.size for ids in tokenized.input_ids)
+            self.counts["tokens"] += int(seqlens.sum())
             self.counts["truncated"] += int(cut.size)
             warn = bool(cut.size) and self.truncation == "warn" and not self._warned
             self._warned = self._warned or warn

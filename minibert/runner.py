@@ -11,10 +11,8 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,14 +30,16 @@ from minibert.pooling import PreparedStep, apply_steps, prepare_steps
 from minibert.slots import Slots
 from minibert.tokenizer import TokenizedTexts
 
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
 OnBatch = Callable[[NDArray[np.int32], NDArray[Any], NDArray[Any] | None, IntArray], None]
 """Receives text indices, embeddings, packed hidden states (or None) and cu_seqlens of a batch."""
 
 _BYTES_PER_TEXT = 512  # two small arrays and the numbers that go with them
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceModel:
+class DeviceModel(NamedTuple):
     """A model as one device has it: its Ops, and what `prepare` laid out there."""
 
     ops: Ops
@@ -94,8 +94,8 @@ class Runner:
             InputError: a token id that the model's tables do not have, or a text without tokens.
             MemoryLimitError: one text alone needs more than the limit.
         """
-        seqlens = np.asarray([ids.size for ids in texts.input_ids], np.int64)
-        self._check(texts, seqlens)
+        seqlens = texts.seqlens
+        self._check(seqlens)
         plan = plan_batches(
             seqlens,
             max_batch_tokens=self.budget.max_batch_tokens,
@@ -108,20 +108,20 @@ class Runner:
             self._reset()
         counter = itertools.count()
         deliver = threading.Lock()
-        failed = threading.Event()
+        failed: list[bool] = []  # not empty once a worker has failed
         alone = len(plan) == 1
 
         def work() -> None:
             try:
                 for i in iter(lambda: next(counter), None):
-                    if i >= len(plan) or failed.is_set():
+                    if i >= len(plan) or failed:
                         return
                     with self._stream(alone=alone) as here:
                         self._run_batch(
                             here, texts, plan[i], skip, hidden_states, on_batch, deliver
                         )
             except BaseException:
-                failed.set()
+                failed.append(True)
                 raise
 
         workers = min(len(plan), self.num_streams)
@@ -209,6 +209,8 @@ class Runner:
         with self._lock:
             self._check_open()
             if self._executor is None:
+                from concurrent.futures import ThreadPoolExecutor  # not at the start of a process
+
                 self._executor = ThreadPoolExecutor(
                     max(1, self.num_streams - 1), thread_name_prefix="minibert"
                 )
@@ -221,7 +223,7 @@ class Runner:
             self._check_open()
             here = self.models[number]
             with here.ops.stream(alone=alone) as ops:
-                yield replace(here, ops=ops)
+                yield here._replace(ops=ops)
             with self._lock:
                 self.batches[number] += 1
 
@@ -229,16 +231,12 @@ class Runner:
         if self._closed:
             raise EngineClosedError("the engine must be open, it was closed: load it again")
 
-    def _check(self, texts: TokenizedTexts, seqlens: NDArray[np.int64]) -> None:
-        vocab_size = self.config.vocab_size
-        for i, ids in enumerate(texts.input_ids):
-            if ids.size == 0:
-                raise InputError(f"text {i} must have at least one token, its tokenizer gave none")
-            if int(ids.max()) >= vocab_size:
-                raise InputError(
-                    f"text {i}: token ids must be below vocab_size = {vocab_size}, "
-                    f"got {int(ids.max())}"
-                )
+    def _check(self, seqlens: NDArray[np.int64]) -> None:
+        if not seqlens.all():
+            raise InputError(
+                f"text {int(seqlens.argmin())} must have at least one token, "
+                "its tokenizer gave none"
+            )
         limit = self.budget.memory_limit
         if limit is not None and seqlens.size:
             longest = int(seqlens.argmax())
@@ -288,15 +286,26 @@ class Runner:
 
     def _pack(self, texts: TokenizedTexts, indices: NDArray[np.int32], skip: int) -> Batch:
         order = indices.tolist()
-        return pack(
+        vocab_size = self.config.vocab_size
+        batch = pack(
             [texts.input_ids[i] for i in order],
             token_type_ids=[texts.token_type_ids[i] for i in order]
             if self.config.type_vocab_size > 0
             else None,
             first_position=self.config.first_position,
             pad_token_id=self.config.pad_token_id if self.config.first_position else None,
-            skip=[min(skip, texts.input_ids[i].size - 1) for i in order],
+            skip=[min(skip, texts.input_ids[i].size - 1) for i in order] if skip else None,
         )
+        if batch.input_ids.max() >= vocab_size:
+            i, largest = next(
+                (i, int(texts.input_ids[i].max()))
+                for i in sorted(order)
+                if texts.input_ids[i].max() >= vocab_size
+            )
+            raise InputError(
+                f"text {i}: token ids must be below vocab_size = {vocab_size}, got {largest}"
+            )
+        return batch
 
 
 def make_runner(

@@ -46,10 +46,14 @@ class TokenizedTexts:
     num_tokens_before: NDArray[np.int64]
 
     @property
+    def seqlens(self) -> NDArray[np.int64]:
+        """Tokens of each text after cutting, (num_texts,)."""
+        return np.array([ids.size for ids in self.input_ids], np.int64)
+
+    @property
     def truncated(self) -> NDArray[np.intp]:
         """Indices of the texts that were cut."""
-        seqlens = np.asarray([ids.size for ids in self.input_ids], np.int64)
-        return np.flatnonzero(self.num_tokens_before > seqlens)
+        return np.flatnonzero(self.num_tokens_before > self.seqlens)
 
 
 class Tokenizer:
@@ -143,16 +147,19 @@ class Tokenizer:
             for text, encoding in zip(
                 chunk, self._encode_chunk(chunk, first_index + begin, offsets=False), strict=True
             ):
-                before.append(len(encoding))
-                kept: Any = slice(None)
-                if len(encoding) > max_length:
+                length = len(encoding)
+                before.append(length)
+                kept = None
+                if length > max_length:
                     if isinstance(text, str):
                         kept = _kept(encoding, max_length, truncation_side)
                     else:
                         encoding = self._cut_pair(text, max_length, truncation_side)
-                ids.append(np.array(encoding.ids, np.int32)[kept])
-                types.append(np.array(encoding.type_ids, np.int32)[kept])
-        return TokenizedTexts(ids, types, np.asarray(before, np.int64))
+                input_ids = np.array(encoding.ids, np.int32)
+                type_ids = np.array(encoding.type_ids, np.int32)
+                ids.append(input_ids if kept is None else input_ids[kept])
+                types.append(type_ids if kept is None else type_ids[kept])
+        return TokenizedTexts(ids, types, np.array(before, np.int64))
 
     def prompt_length(self, prompt: str) -> int:
         """Tokens that a prompt takes at the start of a text, special tokens at its start included.
@@ -195,7 +202,8 @@ class Tokenizer:
                             f"at character {error.start}"
                         ) from None
             raise
-        return list(encodings)
+        found: list[Any] = encodings
+        return found
 
     def _cut_pair(self, pair: tuple[str, str], max_length: int, side: TruncationSide) -> Any:
         first, second = self.backend.encode_batch(list(pair), add_special_tokens=False)

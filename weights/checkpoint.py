@@ -8,7 +8,7 @@ read from its tensors, so layers need not be alike.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,18 @@ from numpy.typing import NDArray
 
 from minibert.config import EncoderConfig
 from minibert.errors import WeightsError
+from minibert.weights.encoder import (
+    EncoderWeights,
+    Float32,
+    LayerSource,
+    LayerWeights,
+    LinearWeights,
+    NormWeights,
+)
 from minibert.weights.masks import Mask
 from minibert.weights.names import LEGACY_NORM_NAMES, NAME_TABLES, NameTable
 from minibert.weights.sparse_stored import expand_all
-from minibert.weights.stored import read_quantized
+from minibert.weights.stored import check_quantized, read_quantized
 from minibert.weights.tensors import (
     FLOAT_DTYPES,
     TensorFiles,
@@ -29,119 +37,27 @@ from minibert.weights.tensors import (
     to_float32,
 )
 
-Float32 = NDArray[np.float32]
+__all__ = [
+    "EncoderWeights",
+    "LayerWeights",
+    "LinearWeights",
+    "NormWeights",
+    "load_encoder",
+    "require_finite",
+]
 
 
-@dataclass(frozen=True, slots=True)
-class LinearWeights:
-    """weight (out_features, in_features) and bias (out_features,) or None; float32.
-
-    `quantized`: the weight is an exact product of int8 values and a scale per output feature, and
-    the checkpoint does not ask for float activations.
-    """
-
-    weight: Float32
-    bias: Float32 | None
-    quantized: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class NormWeights:
-    """weight and bias of a layer_norm, (hidden_size,); float32."""
-
-    weight: Float32
-    bias: Float32 | None
-
-
-@dataclass(frozen=True, slots=True)
-class LayerWeights:
-    """One encoder layer; `qkv` is (3 * num_heads * head_dim, hidden_size), fused at load."""
-
-    num_heads: int
-    qkv: LinearWeights
-    attention_output: LinearWeights
-    attention_norm: NormWeights
-    intermediate: LinearWeights
-    output: LinearWeights
-    output_norm: NormWeights
-
-
-@dataclass(frozen=True, slots=True)
-class EncoderWeights:
-    """All parameters of an encoder.
-
-    Attributes:
-        word: (vocab_size, embedding_size); `position` and `token_type` likewise, or None.
-        embedding_norm: after the sum of the embeddings.
-        projection: embedding_size -> hidden_size, or None.
-        layers: one entry per layer.
-        unused: names in the files that the encoder does not read, on purpose.
-        dtypes: dtype names found on disk.
-        files: what was read.
-    """
-
-    word: Float32
-    position: Float32
-    token_type: Float32 | None
-    embedding_norm: NormWeights
-    projection: LinearWeights | None
-    layers: tuple[LayerWeights, ...]
-    unused: tuple[str, ...]
-    dtypes: tuple[str, ...]
-    files: tuple[Path, ...]
-
-    @property
-    def num_parameters(self) -> int:
-        """How many numbers the encoder has."""
-        return sum(array.size for array in _arrays(self))
-
-    def shapes_only(self) -> EncoderWeights:
-        """The same shapes without the values, for after a device has laid the weights out.
-
-        Pages of mapped files are let go, too; values that a device did not copy stay with it.
-        """
-        for array in _arrays(self):
-            release(array)
-        shapes: EncoderWeights = _without_values(self)
-        return shapes
-
-    @property
-    def quantized(self) -> bool:
-        """Whether some layer came from int8, so that int8 is how this checkpoint wants to run."""
-        return any(
-            linear.quantized
-            for layer in self.layers
-            for linear in (layer.qkv, layer.attention_output, layer.intermediate, layer.output)
-        )
-
-
-def _arrays(value: Any) -> list[Float32]:
-    if isinstance(value, np.ndarray):
-        return [value]
-    if isinstance(value, LayerWeights | LinearWeights | NormWeights | EncoderWeights):
-        fields = [getattr(value, name) for name in value.__slots__]
-        return [array for item in fields for array in _arrays(item)]
-    if isinstance(value, tuple):
-        return [array for item in value for array in _arrays(item)]
-    return []
-
-
-def _without_values(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return np.broadcast_to(np.zeros((), value.dtype), value.shape)
-    if isinstance(value, LayerWeights | LinearWeights | NormWeights | EncoderWeights):
-        return replace(value, **{n: _without_values(getattr(value, n)) for n in value.__slots__})
-    if isinstance(value, tuple):
-        return tuple(_without_values(item) for item in value)
-    return value
-
-
-def load_encoder(folder: Path, config: EncoderConfig) -> EncoderWeights:
+def load_encoder(
+    folder: Path, config: EncoderConfig, *, layer_by_layer: bool = False
+) -> EncoderWeights:
     """Read the encoder of a checkpoint folder.
 
     Args:
         folder: holds the safetensors files.
         config: from the same folder's config.json.
+        layer_by_layer: give the layers' shapes only; `EncoderWeights.layer` reads a layer's values
+            when a device lays them out, so that no more than one layer is held as float32, and
+            each page of the files is read once.
 
     Raises:
         WeightsError: a tensor is missing, misshapen, of an unsupported dtype, not finite, or
@@ -149,7 +65,7 @@ def load_encoder(folder: Path, config: EncoderConfig) -> EncoderWeights:
             files.
     """
     tensors, masks = expand_all(open_tensors(folder), config.sparsity)
-    return _Reader(tensors, masks, NAME_TABLES[config.model_type], config).read()
+    return _Reader(tensors, masks, NAME_TABLES[config.model_type], config).read(layer_by_layer)
 
 
 class _Reader:
@@ -169,6 +85,9 @@ class _Reader:
         self.where = tensors.files[0].parent  # for messages
         self.taken: set[str] = set()
         self.dtypes: set[str] = set()
+        self.mapped: list[NDArray[Any]] = []  # read, and not yet released
+        self.layer_by_layer = False
+        self.with_values = True
         probe = table.embeddings["word"]
         found = [p for p in table.prefixes if {p + probe, f"{p}{probe}_q"} & set(tensors)]
         if len(found) != 1:
@@ -177,7 +96,7 @@ class _Reader:
             raise WeightsError(f"{tensors.files[0]} must hold one of {named}, {state}")
         self.prefix = found[0]
 
-    def read(self) -> EncoderWeights:
+    def read(self, layer_by_layer: bool) -> EncoderWeights:
         config, names = self.config, self.table.embeddings
         width = config.embedding_size
         token_type = (
@@ -194,12 +113,20 @@ class _Reader:
             token_type=token_type,
             embedding_norm=self.norm(names["norm"], width),
             projection=projection,
-            layers=tuple(self.layer(i) for i in range(config.num_hidden_layers)),
+            layers=self.layers(layer_by_layer),
             unused=self.leftover(),
             dtypes=tuple(sorted(self.dtypes)),
             files=self.tensors.files,
+            source=LayerSource(self.layer, self.mapped) if layer_by_layer else None,
         )
+        self.layer_by_layer = layer_by_layer
         return weights
+
+    def layers(self, shapes_only: bool) -> tuple[LayerWeights, ...]:
+        self.with_values = not shapes_only
+        layers = tuple(self.layer(i) for i in range(self.config.num_hidden_layers))
+        self.with_values = True
+        return layers
 
     def layer(self, i: int) -> LayerWeights:
         config = self.config
@@ -295,8 +222,13 @@ class _Reader:
                 f"{self.prefix}{name}"
             )
         weight_q, weight_scale = (self.tensors[part] for part in pair)
-        values = read_quantized(self.prefix + name, weight_q, weight_scale, shape)
+        check_quantized(self.prefix + name, weight_q, weight_scale, shape)
         self.taken.update(pair)
+        if self.with_values:
+            values = read_quantized(weight_q, weight_scale, shape[1])
+            self.done_with(weight_q.data)
+        else:
+            values = _shape_of(shape)
         bits = 8 if weight_q.dtype == "I8" else 4
         self.dtypes.add(f"int{bits}")
         return values, bits
@@ -328,12 +260,21 @@ class _Reader:
             raise WeightsError(
                 f"{entry.file}: {full} must have shape {shape}, got {entry.data.shape}"
             )
-        values = to_float32(entry)
-        require_finite(f"{entry.file}: {full}", values)
-        release(entry.data)
         self.taken.add(full)
         self.dtypes.add(entry.dtype)
+        if not self.with_values:
+            return _shape_of(shape)
+        values = to_float32(entry)
+        require_finite(f"{entry.file}: {full}", values)
+        self.done_with(entry.data)
         return values
+
+    def done_with(self, array: NDArray[Any]) -> None:
+        """Let go of a tensor's pages: at once, or when its layer was laid out."""
+        if self.layer_by_layer:
+            self.mapped.append(array)
+        else:
+            release(array)
 
     def leftover(self) -> tuple[str, ...]:
         """Names not taken; refuses those that are not known to be unused."""
@@ -371,10 +312,19 @@ def require_finite(name: str, values: Float32) -> None:
             raise WeightsError(f"{name} must be finite, got {bad} NaN or infinite values")
 
 
+def _shape_of(shape: tuple[int, ...]) -> Float32:
+    """An array of a shape, of no memory to speak of."""
+    return np.broadcast_to(np.zeros((), np.float32), shape)
+
+
 def _fuse(parts: list[LinearWeights]) -> LinearWeights:
-    weight = np.concatenate([part.weight for part in parts])
+    weight = _joined([part.weight for part in parts])
     biases = [part.bias for part in parts if part.bias is not None]
     quantized = {part.quantized for part in parts}
-    return LinearWeights(
-        weight, np.concatenate(biases) if biases else None, quantized=quantized == {True}
-    )
+    return LinearWeights(weight, _joined(biases) if biases else None, quantized=quantized == {True})
+
+
+def _joined(parts: list[Float32]) -> Float32:
+    if all(part.strides[-1] == 0 for part in parts):  # shapes without values
+        return _shape_of((sum(map(len, parts)), *parts[0].shape[1:]))
+    return np.concatenate(parts)

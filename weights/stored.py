@@ -37,7 +37,7 @@ def round_scale(scale: NDArray[Any]) -> Float32:
 
 def dequantize(weight_q: NDArray[np.int8], weight_scale: Float32) -> Float32:
     """weight_q * weight_scale, one scale a row: (rows, columns) float32, exact."""
-    return weight_q.astype(np.float32) * weight_scale[:, None]
+    return np.multiply(weight_q, weight_scale[:, None], dtype=np.float32)
 
 
 def num_groups(columns: int) -> int:
@@ -70,10 +70,17 @@ def dequantize_int4(weight_q: NDArray[np.int8], weight_scale: Float32) -> Float3
     return weight_q.astype(np.float32) * spread
 
 
-def read_quantized(
+def read_quantized(weight_q: TensorEntry, weight_scale: TensorEntry, columns: int) -> Float32:
+    """A stored pair, already checked, as float32 (rows, columns)."""
+    if weight_q.dtype == "U8":
+        return dequantize_int4(unpack_int4(weight_q.data, columns), weight_scale.data)
+    return dequantize(weight_q.data, weight_scale.data)
+
+
+def check_quantized(
     name: str, weight_q: TensorEntry, weight_scale: TensorEntry, shape: tuple[int, int]
-) -> Float32:
-    """A stored pair as float32.
+) -> None:
+    """Refuse a stored pair that does not mean a matrix.
 
     Args:
         name: for messages, without `_q` or `_scale`.
@@ -103,6 +110,3 @@ def read_quantized(
     scale: Float32 = weight_scale.data
     if not np.all(np.isfinite(scale)) or np.any(scale < 0):
         raise WeightsError(f"{where}_scale must be finite and not negative")
-    if packed:
-        return dequantize_int4(unpack_int4(weight_q.data, columns), scale)
-    return dequantize(weight_q.data, scale)

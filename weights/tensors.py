@@ -12,9 +12,8 @@ import json
 import mmap
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,8 +39,7 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
 FLOAT_DTYPES = ("F32", "F16", "BF16")
 
 
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
+class TensorEntry(NamedTuple):
     """One tensor as the file describes it: dtype name, shape, and the mapped raw values."""
 
     dtype: str

@@ -8,10 +8,9 @@ Results are the same bytes either way.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,19 +22,21 @@ from minibert.kernels.cpu.loader import available, choose_path, native
 from minibert.ops.cpu_program import (
     ACTIVATIONS,
     POOL_MODES,
-    TABLE_NAMES,
     CpuBatch,
     CpuEmbedding,
     CpuLayerNorm,
     CpuLinear,
     Program,
+    address,
     check_attention,
     check_columns,
     raise_outside,
 )
 from minibert.ops.cpu_stream import CpuArray, StreamPool, StreamState
 from minibert.ops.interface import Activation, ForwardShape, PoolMode
-from minibert.ops.packed_file import PackedFile
+
+if TYPE_CHECKING:
+    from minibert.ops.packed_file import PackedFile
 
 __all__ = ["CpuArray", "CpuOps", "available"]
 
@@ -103,7 +104,8 @@ class CpuOps:
     def stream(self, *, alone: bool) -> Iterator[CpuOps]:
         """See `Ops.stream`; a second stream with `alone=True` at the same time gets one thread."""
         state = self._pool.take(alone)
-        running = copy.copy(self)
+        running = object.__new__(CpuOps)  # copy.copy, in a fifth of its time
+        running.__dict__.update(self.__dict__)
         running._state = state
         try:
             yield running
@@ -185,14 +187,15 @@ class CpuOps:
     # ---- transfer ------------------------------------------------------------------------------
     def upload(self, batch: Batch) -> Any:
         """See `Ops.upload`: the batch's own arrays are used."""
-        if batch.skip.min(initial=0) < 0 or (batch.skip >= batch.seqlens).any():
+        skip = batch.skip
+        if skip.any() and (skip.min() < 0 or (skip >= batch.seqlens).any()):
             raise InputError("skip must leave at least one token of every text")
-        arrays = [getattr(batch, name) for name in (*TABLE_NAMES, "cu_seqlens", "skip")]
-        if not all(array.flags.c_contiguous for array in arrays):
-            words, positions, types, cu_seqlens, skip = map(np.ascontiguousarray, arrays)
-            batch = Batch(words, types, positions, cu_seqlens, skip)
-            arrays = [words, positions, types, cu_seqlens, skip]
-        first, second, third, bounds, skipped = (array.ctypes.data for array in arrays)
+        arrays = (batch.input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, skip)
+        for array in arrays:
+            if not array.flags.c_contiguous:
+                words, positions, types, cu_seqlens, skip = map(np.ascontiguousarray, arrays)
+                return self.upload(Batch(words, types, positions, cu_seqlens, skip))
+        first, second, third, bounds, skipped = map(address, arrays)
         return CpuBatch(
             batch, batch.num_tokens, batch.num_seqs, (first, second, third), bounds, skipped
         )

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +27,7 @@ Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"]
 PoolMode = Literal["cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
 
-@dataclass(frozen=True, slots=True)
-class ForwardShape:
+class ForwardShape(NamedTuple):
     """What decides the memory of one forward pass.
 
     Attributes:

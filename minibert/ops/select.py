@@ -6,15 +6,16 @@ import logging
 import re
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minibert.errors import DeviceError, MissingDependencyError
 from minibert.ops.interface import Ops
-from minibert.ops.reference import ReferenceOps
+
+if TYPE_CHECKING:
+    from minibert.ops.reference import ReferenceOps
 
 DEVICES = ("auto", "cpu", "numpy", "cuda", "cuda:<number>", "emulator", "emulator:<capability>")
 MATMUL_PRECISIONS = ("highest", "high", "medium")
@@ -23,8 +24,7 @@ _DEVICE = re.compile(r"auto|cpu|numpy|(cuda|emulator)(:\d+)?")
 _log = logging.getLogger("minibert")
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceOptions:
+class DeviceOptions(NamedTuple):
     """How a device computes, and what it may do.
 
     Attributes:
@@ -269,9 +269,9 @@ def _cpu(
     if device == "auto":
         check_device("cpu", options)
     if device == "numpy":
-        return ReferenceOps(options.dtype or "float32"), "asked for"
+        return _reference(options.dtype), "asked for"
     if options.dtype == "float64":
-        return ReferenceOps("float64"), "float64 is computed by NumPy"
+        return _reference("float64"), "float64 is computed by NumPy"
     from minibert.ops import cpu
 
     built, why = cpu.available()
@@ -295,4 +295,10 @@ def _cpu(
             threads=options.threads,
         )
         return ops, f"own kernels, {why}, {ops.num_streams} threads"
-    return ReferenceOps(options.dtype or "float32"), f"NumPy: {why}"
+    return _reference(options.dtype), f"NumPy: {why}"
+
+
+def _reference(dtype: str | None) -> ReferenceOps:
+    from minibert.ops.reference import ReferenceOps
+
+    return ReferenceOps(dtype or "float32")
