@@ -48,6 +48,7 @@ PATHS_X86_64 = {
     "path_avx2_vnni_software": AVX2,
     "path_avx512_software": AVX2,
     "path_amx_software": AVX2,
+    "path_neon_bf16_software": AVX2,
 }
 
 
@@ -55,6 +56,7 @@ PATHS_AARCH64 = {
     "path_neon": [],
     "path_neon_dotprod": ["-march=armv8.2-a+dotprod"],
     "path_neon_i8mm": ["-march=armv8.2-a+dotprod+i8mm"],
+    "path_neon_bf16": ["-march=armv8.2-a+dotprod+i8mm+bf16"],
 }
 PATHS: dict[str, dict[str, list[str]]] = {
     "x86_64": PATHS_X86_64,

@@ -14,10 +14,12 @@ extern const Kernels* const amx_path;
 extern const Kernels* const avx2_vnni_software_path;
 extern const Kernels* const avx512_software_path;
 extern const Kernels* const amx_software_path;
+extern const Kernels* const neon_bf16_software_path;
 #elif defined(__aarch64__)
 extern const Kernels* const neon_path;
 extern const Kernels* const neon_dotprod_path;
 extern const Kernels* const neon_i8mm_path;
+extern const Kernels* const neon_bf16_path;
 #endif
 
 const Path* all_paths(int* count) {
@@ -30,6 +32,7 @@ const Path* all_paths(int* count) {
       {avx2_vnni_path, f.avx_vnni, "AVX2, FMA, F16C, AVX-VNNI"},
       {avx2_path, f.avx2, "AVX2, FMA, F16C"},
 #elif defined(__aarch64__)
+      {neon_bf16_path, f.neon_bf16, "NEON, i8mm, bf16"},
       {neon_i8mm_path, f.neon_i8mm, "NEON, i8mm"},
       {neon_dotprod_path, f.neon_dotprod, "NEON, dotprod"},
       {neon_path, true, "aarch64"},
@@ -39,6 +42,7 @@ const Path* all_paths(int* count) {
       {amx_software_path, f.avx2, "AVX2, FMA, F16C"},
       {avx512_software_path, f.avx2, "AVX2, FMA, F16C"},
       {avx2_vnni_software_path, f.avx2, "AVX2, FMA, F16C"},
+      {neon_bf16_software_path, f.avx2, "AVX2, FMA, F16C"},
 #endif
   };
   *count = static_cast<int>(sizeof paths / sizeof paths[0]);

@@ -34,6 +34,7 @@ PATHS = {
     "path_avx2_vnni_software": AVX2,
     "path_avx512_software": AVX2,
     "path_amx_software": AVX2,
+    "path_neon_bf16_software": AVX2,
 }
 SANITIZERS = {
     "address,undefined": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
