@@ -20,6 +20,7 @@ from typing import Any
 
 from benchmarks import ceilings, models, pictures, record, report
 from benchmarks.contenders import BASELINE, all_contenders, choose
+from benchmarks.crew import Settings
 from benchmarks.driver import WorkerProblem
 from benchmarks.environments import (
     CHECKOUT,
@@ -28,7 +29,7 @@ from benchmarks.environments import (
     EnvironmentProblem,
     Environments,
 )
-from benchmarks.harness import Run, Settings
+from benchmarks.harness import Run
 from minibert.cli import machine
 from minibert.kernels.cpu.cores import usable_cores
 

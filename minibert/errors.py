@@ -11,7 +11,8 @@ MinibertError
 │   └── TruncationError              a text is longer than allowed, and truncation is an error
 ├── MemoryLimitError (MemoryError)   one text alone would pass `memory_limit`
 ├── DeviceError (RuntimeError)       a device or its kernels are missing or failed
-│   └── DeviceMemoryError            the device has no room for a batch
+│   ├── DeviceMemoryError            the device has no room for a batch
+│   └── DeviceOptionError (InputError)  a device, or an option of one, that no machine has
 ├── MissingDependencyError (ImportError)  an optional package is needed
 └── EngineClosedError (RuntimeError) the engine was closed
 ```
@@ -26,6 +27,7 @@ __all__ = [
     "ConfigError",
     "DeviceError",
     "DeviceMemoryError",
+    "DeviceOptionError",
     "EngineClosedError",
     "InputError",
     "MemoryLimitError",
@@ -81,6 +83,10 @@ class DeviceError(MinibertError, RuntimeError):
 
 class DeviceMemoryError(DeviceError):
     """The device has no room for a batch; the engine splits it and tries again."""
+
+
+class DeviceOptionError(DeviceError, InputError):
+    """A device's name, or an option of a device, is none that minibert knows."""
 
 
 class MissingDependencyError(MinibertError, ImportError):

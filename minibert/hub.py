@@ -14,6 +14,32 @@ from minibert.errors import MissingDependencyError, ModelNotFoundError
 _WANTED = ["*.json", "*.txt", "*.safetensors", "[0-9]*_*/*"]
 _UNWANTED = ["onnx/*", "openvino/*", "*.bin", "*.h5", "*.msgpack", "*.onnx", "*.ot", "*.pt"]
 _DEFAULT_ORGANISATION = "sentence-transformers"
+# Models older than the hub's organisations: as sentence-transformers, whose list this is, and
+# transformers do, they are asked for by their bare name, in upper or lower case.
+_WITHOUT_ORGANISATION = frozenset(
+    """
+    albert-base-v1 albert-base-v2 albert-large-v1 albert-large-v2 albert-xlarge-v1
+    albert-xlarge-v2 albert-xxlarge-v1 albert-xxlarge-v2 bert-base-cased-finetuned-mrpc
+    bert-base-cased bert-base-chinese bert-base-german-cased bert-base-german-dbmdz-cased
+    bert-base-german-dbmdz-uncased bert-base-multilingual-cased bert-base-multilingual-uncased
+    bert-base-uncased bert-large-cased-whole-word-masking-finetuned-squad
+    bert-large-cased-whole-word-masking bert-large-cased
+    bert-large-uncased-whole-word-masking-finetuned-squad
+    bert-large-uncased-whole-word-masking bert-large-uncased camembert-base ctrl
+    distilbert-base-cased-distilled-squad distilbert-base-cased distilbert-base-german-cased
+    distilbert-base-multilingual-cased distilbert-base-uncased-distilled-squad
+    distilbert-base-uncased-finetuned-sst-2-english distilbert-base-uncased distilgpt2
+    distilroberta-base gpt2-large gpt2-medium gpt2-xl gpt2 openai-gpt
+    roberta-base-openai-detector roberta-base roberta-large-mnli roberta-large-openai-detector
+    roberta-large t5-11b t5-3b t5-base t5-large t5-small transfo-xl-wt103 xlm-clm-ende-1024
+    xlm-clm-enfr-1024 xlm-mlm-100-1280 xlm-mlm-17-1280 xlm-mlm-en-2048 xlm-mlm-ende-1024
+    xlm-mlm-enfr-1024 xlm-mlm-enro-1024 xlm-mlm-tlm-xnli15-1024 xlm-mlm-xnli15-1024
+    xlm-roberta-base xlm-roberta-large-finetuned-conll02-dutch
+    xlm-roberta-large-finetuned-conll02-spanish xlm-roberta-large-finetuned-conll03-english
+    xlm-roberta-large-finetuned-conll03-german xlm-roberta-large xlnet-base-cased
+    xlnet-large-cased
+    """.split()
+)
 
 
 def find_model(
@@ -28,7 +54,8 @@ def find_model(
 
     Args:
         path_or_name: a folder, or a hub name ("org/name"; a bare name is looked for under
-            sentence-transformers, as that library does).
+            sentence-transformers, except those that have no organisation, such as
+            "bert-base-uncased": as that library does).
         revision: branch, tag or commit on the hub.
         token: hub token, or True for the stored one.
         cache_folder: where downloads go; the hub library's cache when None.
@@ -52,7 +79,7 @@ def find_model(
         raise ModelNotFoundError(f"{folder} must be a model folder, it is a file")
     if not name or name[0] in "./~" or "\\" in name or name.count("/") > 1:
         raise ModelNotFoundError(f"model folder {name!r} must exist, there is none")
-    if "/" not in name:
+    if "/" not in name and name.lower() not in _WITHOUT_ORGANISATION:
         name = f"{_DEFAULT_ORGANISATION}/{name}"
     return _from_hub(name, revision, token, cache_folder, local_files_only)
 

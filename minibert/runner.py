@@ -37,6 +37,7 @@ OnBatch = Callable[[NDArray[np.int32], NDArray[Any], NDArray[Any] | None, IntArr
 """Receives text indices, embeddings, packed hidden states (or None) and cu_seqlens of a batch."""
 
 _BYTES_PER_TEXT = 512  # two small arrays and the numbers that go with them
+_ONE_TOKEN_TYPE = ("roberta", "xlm-roberta", "camembert")  # their tokenizers tell no types apart
 
 
 class DeviceModel(NamedTuple):
@@ -289,9 +290,7 @@ class Runner:
         vocab_size = self.config.vocab_size
         batch = pack(
             [texts.input_ids[i] for i in order],
-            token_type_ids=[texts.token_type_ids[i] for i in order]
-            if self.config.type_vocab_size > 0
-            else None,
+            token_type_ids=token_types(self.config, [texts.token_type_ids[i] for i in order]),
             first_position=self.config.first_position,
             pad_token_id=self.config.pad_token_id if self.config.first_position else None,
             skip=[min(skip, texts.input_ids[i].size - 1) for i in order] if skip else None,
@@ -306,6 +305,28 @@ class Runner:
                 f"text {i}: token ids must be below vocab_size = {vocab_size}, got {largest}"
             )
         return batch
+
+
+def token_types(
+    config: EncoderConfig, found: list[NDArray[np.int32]]
+) -> list[NDArray[np.int32]] | None:
+    """Token types that a tokenizer gave, or None where the model has none to tell apart.
+
+    As transformers does: its tokenizers of the RoBERTa family return none, and the model takes 0.
+
+    Raises:
+        InputError: a type that the model's table does not have.
+    """
+    size = config.type_vocab_size
+    if size == 0 or (size == 1 and config.model_type in _ONE_TOKEN_TYPE):
+        return None
+    largest = max((int(types.max(initial=0)) for types in found), default=0)
+    if largest >= size:
+        raise InputError(
+            f"token_type_ids must be below type_vocab_size = {size}, got {largest}: the tokenizer "
+            "and config.json belong to different models"
+        )
+    return found
 
 
 def make_runner(

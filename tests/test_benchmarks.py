@@ -14,6 +14,7 @@ import pytest
 from benchmarks import __main__ as command
 from benchmarks import ceilings, contenders, pictures, record, report
 from benchmarks.contenders import Contender, all_contenders, choose
+from benchmarks.crew import Settings, request_padding
 from benchmarks.driver import Worker, WorkerProblem
 from benchmarks.environments import (
     EnvironmentProblem,
@@ -23,7 +24,7 @@ from benchmarks.environments import (
     run,
     tidy,
 )
-from benchmarks.harness import SHARES, Run, Settings, compare, request_padding
+from benchmarks.harness import SHARES, Run
 from benchmarks.models import Shape, shape_of, token_counter, write_bert_base
 from benchmarks.rounds import (
     Meter,
@@ -37,6 +38,7 @@ from benchmarks.rounds import (
     spread,
     summarise,
 )
+from benchmarks.speed_stages import compare
 from benchmarks.workloads import TextSource, Workload, corpus, docstrings, sentences_of
 from tests.conftest import TinyModel
 

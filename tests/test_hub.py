@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minibert import Engine
+from minibert import Engine, hub
 from minibert.errors import MissingDependencyError, ModelNotFoundError
 from minibert.hub import find_model
 from tests.checkpoints import HIDDEN_SIZE, save_sentence_files, save_tiny
@@ -88,6 +88,22 @@ def test_a_name_is_found_in_the_cache_without_a_network(
     ):
         assert cached.folder.name == COMMIT
         assert np.array_equal(cached.encode("the cat sat"), local.encode("the cat sat"))
+
+
+@pytest.mark.usefixtures("no_sockets")
+@pytest.mark.parametrize("name", ["bert-base-uncased", "BERT-base-uncased"])
+def test_old_models_have_no_organisation(cache: Path, name: str) -> None:
+    (cache / "models--org--tiny").rename(cache / f"models--{name}")
+    found = find_model(name, cache_folder=cache, local_files_only=True)
+    assert found.parts[-3:] == (f"models--{name}", "snapshots", COMMIT)
+
+
+def test_the_names_without_an_organisation_are_those_of_sentence_transformers() -> None:
+    misc = pytest.importorskip("sentence_transformers.util.misc")
+    theirs = getattr(misc, "ORIGINAL_TRANSFORMER_MODELS", None)
+    if theirs is None:
+        pytest.skip("this version keeps the list elsewhere")
+    assert set(theirs) == hub._WITHOUT_ORGANISATION
 
 
 @pytest.mark.usefixtures("no_sockets")

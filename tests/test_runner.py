@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from tokenizers import Tokenizer, processors
 
 from minibert import Engine
 from minibert.budget import make_budget
-from minibert.errors import EngineClosedError
+from minibert.config import EncoderConfig
+from minibert.errors import EngineClosedError, InputError
 from minibert.ops.reference import ReferenceOps
+from minibert.runner import token_types
 from tests.conftest import TinyModel
 
 TEXTS = [f"the cat {'sat ' * (i % 12)}" for i in range(20)]
@@ -117,3 +123,47 @@ def test_a_budget_keeps_all_streams_within_the_limit() -> None:
         needed = budget.num_streams * scratch(budget.max_batch_tokens, longest, 1)
         assert needed <= limit
         assert budget.max_batch_tokens >= 100
+
+
+# ---- token types ------------------------------------------------------------------------------
+def types(*values: int) -> Any:
+    return [np.array(values, np.int32)]
+
+
+@pytest.mark.parametrize(
+    ("family", "size", "found", "expected"),
+    [
+        ("bert", 2, (0, 1), (0, 1)),
+        ("bert", 1, (0, 0), (0, 0)),
+        ("distilbert", 0, (0, 1), None),
+        # transformers' tokenizers of these families return no token types: the model takes 0.
+        ("roberta", 1, (0, 1), None),
+        ("xlm-roberta", 1, (0, 1), None),
+        ("camembert", 1, (0, 0), None),
+        ("roberta", 2, (0, 1), (0, 1)),
+    ],
+)
+def test_token_types_are_those_of_transformers(
+    tiny: TinyModel, family: str, size: int, found: Any, expected: Any
+) -> None:
+    overrides = {} if family == "distilbert" else {"type_vocab_size": size}
+    config = EncoderConfig.from_file(tiny(family, **overrides) / "config.json")
+    assert config.type_vocab_size == size
+    used = token_types(config, types(*found))
+    assert used is None if expected is None else np.array_equal(used, types(*expected))
+
+
+@pytest.mark.parametrize("device", ["numpy", "cpu"])
+def test_a_token_type_that_the_model_lacks_is_named(
+    tiny: TinyModel, tmp_path: Path, device: str
+) -> None:
+    folder = Path(shutil.copytree(tiny("bert", type_vocab_size=1), tmp_path / "model"))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A:1 [SEP]", None, ends)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    with (
+        Engine.from_pretrained(folder, device=device) as engine,
+        pytest.raises(InputError, match="below type_vocab_size = 1, got 1: the tokenizer and"),
+    ):
+        engine.encode("the cat")

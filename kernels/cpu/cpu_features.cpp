@@ -83,9 +83,11 @@ Features detect_features() {
   // Bits of the auxiliary vector, arch/arm64/include/uapi/asm/hwcap.h.
   f.neon_dotprod = (getauxval(AT_HWCAP) >> 20 & 1) != 0;
   f.neon_i8mm = f.neon_dotprod && (getauxval(AT_HWCAP2) >> 13 & 1) != 0;
+  f.neon_bf16 = f.neon_i8mm && (getauxval(AT_HWCAP2) >> 14 & 1) != 0;
 #elif defined(__aarch64__) && defined(__APPLE__)
   f.neon_dotprod = system_has("hw.optional.arm.FEAT_DotProd");
   f.neon_i8mm = f.neon_dotprod && system_has("hw.optional.arm.FEAT_I8MM");
+  f.neon_bf16 = f.neon_i8mm && system_has("hw.optional.arm.FEAT_BF16");
 #endif
   return f;
 }

@@ -12,6 +12,7 @@ struct Features {
   bool amx = false;          // tiles, int8, bf16, and the kernel's permission to use them
   bool neon_dotprod = false;
   bool neon_i8mm = false;
+  bool neon_bf16 = false;    // with i8mm
 };
 
 Features detect_features();

@@ -1,5 +1,5 @@
-// dot_neon.h: int8 products on aarch64: usdot (i8mm), which multiplies uint8 by int8 as they are;
-// sdot (dotprod), on activations less 128; or widening multiplies where there is neither.
+// dot_neon.h: int8 products on aarch64: sdot (dotprod), on activations less 128, or widening
+// multiplies without it. mmla_neon.h has the matrix instruction.
 #pragma once
 
 #include <arm_neon.h>
@@ -17,7 +17,7 @@ struct Dot {
   static constexpr int kSteps = 255;  // largest quantised activation
 
   static type zero() { return vdupq_n_s32(0); }
-#if defined(__ARM_FEATURE_DOTPROD) && !defined(__ARM_FEATURE_MATMUL_INT8)
+#if defined(__ARM_FEATURE_DOTPROD)
   static constexpr int kActivationShift = 128;
 #else
   static constexpr int kActivationShift = 0;
@@ -31,9 +31,7 @@ struct Dot {
   }
   static int8x16_t load(const int8_t* weights) { return vld1q_s8(weights); }
   static void multiply_add(type& sum, uint8x16_t a, int8x16_t b) {
-#if defined(__ARM_FEATURE_MATMUL_INT8)
-    sum = vusdotq_s32(sum, a, b);
-#elif defined(__ARM_FEATURE_DOTPROD)
+#if defined(__ARM_FEATURE_DOTPROD)
     sum = vdotq_s32(sum, vreinterpretq_s8_u8(a), b);
 #else
     const int16x8_t a_low = vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(a)));

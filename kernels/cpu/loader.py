@@ -73,6 +73,11 @@ def all_paths() -> tuple[CpuPath, ...]:
     )
 
 
+def left_out() -> dict[str, str]:
+    """Paths that the compiler could not build, and why, in its words."""
+    return dict(native().left_out())
+
+
 def choose_path(name: str | None = None) -> CpuPath:
     """The path to run.
 
@@ -94,6 +99,8 @@ def choose_path(name: str | None = None) -> CpuPath:
             return path
     known = {path.name: path.needs for path in paths}
     reason = f", which needs {known[wanted]}" if wanted in known else ""
+    if wanted in left_out():
+        reason = f", which is not in this build ({left_out()[wanted]})"
     raise DeviceError(
         f"{ISA_VARIABLE} must be one of {', '.join(path.name for path in supported)} "
         f"on this machine, got {wanted!r}{reason}"

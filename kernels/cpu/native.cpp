@@ -47,6 +47,17 @@ PyObject* py_paths(PyObject*, PyObject*) {
   return list;
 }
 
+// left_out() -> [(name of a path that is not in this build, why), ...]
+PyObject* py_left_out(PyObject*, PyObject*) {
+  PyObject* list = PyList_New(0);
+  for (const LeftOut* path = left_out; list != nullptr && path->name != nullptr; ++path) {
+    PyObject* entry = Py_BuildValue("(ss)", path->name, path->reason);
+    if (entry == nullptr || PyList_Append(list, entry) != 0) Py_CLEAR(list);
+    Py_XDECREF(entry);
+  }
+  return list;
+}
+
 void free_stream(PyObject* capsule) {
   auto* owned = static_cast<OwnedStream*>(PyCapsule_GetPointer(capsule, kStreamName));
   // After a fork the child has the object but not its threads: joining them would wait forever.
@@ -253,6 +264,7 @@ PyObject* py_elementwise(PyObject*, PyObject* const* values, Py_ssize_t count) {
 
 const PyMethodDef own_methods[] = {
     {"paths", py_paths, METH_NOARGS, nullptr},
+    {"left_out", py_left_out, METH_NOARGS, nullptr},
     fast("stream", py_stream),
     fast("stream_bytes", py_stream_bytes),
     fast("pack_linear", py_pack_linear),

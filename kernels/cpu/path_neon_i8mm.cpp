@@ -1,10 +1,9 @@
-// path_neon_i8mm.cpp: path_neon.cpp with usdot for int8.
+// path_neon_i8mm.cpp: path_neon.cpp with the matrix instruction usmmla for int8.
 #include "vec_neon.h"
 
 #include "path.h"
-
-#include "dot_neon.h"
-#include "linear_int8.h"
+#include "mmla_neon.h"
+#include "linear_pairs_int8.h"
 
 namespace {
 constexpr minibert::LinearKernel kLinear[] = {
@@ -12,7 +11,7 @@ constexpr minibert::LinearKernel kLinear[] = {
     kBlockKernel,
     float_kernel<BFloat16Weight>("bfloat16"),
     float_kernel<Float16Weight>("float16"),
-    kInt8Kernel,
+    kInt8PairsKernel,
     {},
 };
 constexpr minibert::Kernels kPath = make_path("neon-i8mm", kLinear);

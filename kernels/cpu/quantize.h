@@ -137,9 +137,9 @@ inline float quantize_weight_row(const float* weight, int64_t size, int32_t* sum
 }
 
 // One row of a tile of kCols sums of q * weight, q less kShift, to sums of whole activations:
-// without the zero point, with the excess. `group(g)`: the weights of inputs 4g..4g+3,
-// [kCols][kGroup].
-template <int64_t kCols, int kShift, typename Group>
+// without the zero point, with the excess. `group(g)`: the weights of inputs 4g..4g+3, kStride bytes
+// from column to column.
+template <int64_t kCols, int kShift, int64_t kStride = kGroup, typename Group>
 inline void correct_sums(int32_t* acc, const RowScale& scale, const int32_t* weight_sum,
                          const Excess* excess, Group group) {
   // A vector of the compiler's that the machine has too: wider ones it keeps in memory.
@@ -162,7 +162,14 @@ inline void correct_sums(int32_t* acc, const RowScale& scale, const int32_t* wei
 #pragma GCC unroll 8
     for (int p = 0; p < kParts; ++p) {
       Lanes weights;
-      __builtin_memcpy(&weights, bytes + p * sizeof weights, sizeof weights);
+      if constexpr (kStride == kGroup) {
+        __builtin_memcpy(&weights, bytes + p * sizeof weights, sizeof weights);
+      } else {
+        int32_t columns[kWidth];
+        for (int i = 0; i < kWidth; ++i)
+          __builtin_memcpy(columns + i, bytes + (p * kWidth + i) * kStride, kGroup);
+        __builtin_memcpy(&weights, columns, sizeof weights);
+      }
       sums[p] += (weights << up >> 24) * steps;
     }
   }

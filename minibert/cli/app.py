@@ -26,7 +26,7 @@ import click
 
 import minibert
 from minibert.cli.options import debug_option, is_debug
-from minibert.errors import DeviceError, EngineClosedError, MinibertError
+from minibert.errors import DeviceError, EngineClosedError, InputError, MinibertError
 
 COMMANDS = {
     "encode": "Encode texts into vectors.",
@@ -81,6 +81,8 @@ class LazyGroup(click.Group):
 
 def exit_code(error: Exception) -> int:
     """Return 2 where the caller can mend it, 1 where the machine or the program failed."""
+    if isinstance(error, InputError):
+        return 2
     if isinstance(error, (DeviceError, EngineClosedError)):
         return 1
     return 2 if isinstance(error, MinibertError) else 1

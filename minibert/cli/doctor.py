@@ -33,6 +33,17 @@ _THREAD_VARIABLES = (
     "VECLIB_MAXIMUM_THREADS",
 )
 
+_PATH_FEATURES = {  # as machine.FEATURES calls them
+    "avx2": {"AVX2", "FMA", "F16C"},
+    "avx2-vnni": {"AVX2", "AVX-VNNI"},
+    "avx512": {"AVX-512"},
+    "avx512-vnni": {"AVX-512 VNNI"},
+    "amx": {"AVX-512 VNNI", "AMX"},
+    "neon-dotprod": {"NEON dot product"},
+    "neon-i8mm": {"NEON dot product", "I8MM"},
+    "neon-bf16": {"NEON dot product", "I8MM", "BF16"},
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -132,10 +143,28 @@ def _cpu_kernels() -> Iterator[Finding]:
     built, reason = cpu.available()
     if built:
         yield Finding(section, name, "ok", reason)
+        yield from _left_out(section)
         return
     compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     advice = f"until then NumPy does the work, slower; compiler found: {compiler or 'none'}"
     yield Finding(section, name, "warn", reason, advice)
+
+
+def _left_out(section: str) -> Iterator[Finding]:
+    """Paths that the compiler was too old for: a loss where the processor could run them."""
+    from minibert.kernels.cpu import loader
+
+    features = set(machine.cpu_features() or ())
+    lost: dict[str, list[str]] = {}
+    for path, reason in loader.left_out().items():
+        lost.setdefault(reason, []).append(path)
+    for reason, names in lost.items():
+        missed = [name for name in names if features.issuperset(_PATH_FEATURES.get(name, {"?"}))]
+        advice = f"not in this build ({reason})"
+        if missed:
+            advice += f"; this processor has {', '.join(missed)}: install with a newer compiler"
+        status = "warn" if missed else "off"
+        yield Finding(section, "left out", status, ", ".join(names), advice)
 
 
 def _gpu() -> Iterator[Finding]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibert.batch import Batch
-from minibert.errors import DeviceError, InputError
+from minibert.errors import DeviceError, DeviceOptionError, InputError
 from minibert.kernels.cpu.cores import usable_cores
 from minibert.kernels.cpu.loader import available, choose_path, native
 from minibert.ops.cpu_program import (
@@ -79,14 +79,14 @@ class CpuOps:
             DeviceError: the kernels are not there, or an argument names nothing supported.
         """
         if dtype not in DTYPES:
-            raise DeviceError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+            raise DeviceOptionError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         if matmul_precision not in MATMUL_PRECISIONS:
-            raise DeviceError(
+            raise DeviceOptionError(
                 f"matmul_precision must be one of {', '.join(MATMUL_PRECISIONS)}, "
                 f"got {matmul_precision!r}"
             )
         if threads is not None and threads < 1:
-            raise DeviceError(f"threads must be at least 1, got {threads}")
+            raise DeviceOptionError(f"threads must be at least 1, got {threads}")
         self.path = choose_path(isa)
         self.dtype = dtype
         self.matmul_precision = matmul_precision

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibert.batch import Batch
-from minibert.errors import DeviceError, DeviceMemoryError, EngineClosedError
+from minibert.errors import DeviceError, DeviceMemoryError, DeviceOptionError, EngineClosedError
 from minibert.kernels.cuda import launch as launches
 from minibert.kernels.cuda.device import CupyDevice, Device
 from minibert.ops.cuda_batch import DeviceBatch, bucket_shape, exact_shape, pad_batch
@@ -95,7 +95,9 @@ class CudaOps(CudaOperations):
             DeviceError: a dtype that there is not, or not on this device.
         """
         if dtype not in DTYPES:
-            raise DeviceError(f"dtype must be one of {', '.join(DTYPES)} on {name}, got {dtype!r}")
+            raise DeviceOptionError(
+                f"dtype must be one of {', '.join(DTYPES)} on {name}, got {dtype!r}"
+            )
         self.device = device
         self.name, self.dtype = name, dtype
         self.num_streams, self.preferred_batch_tokens = num_streams, preferred_batch_tokens

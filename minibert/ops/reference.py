@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibert.batch import Batch
-from minibert.errors import DeviceError
+from minibert.errors import DeviceOptionError
 from minibert.ops.activations import activate
 from minibert.ops.interface import Activation, ForwardShape, PoolMode
 
@@ -54,10 +54,10 @@ class ReferenceOps:
         """Choose the floating type of weights, activations and results.
 
         Raises:
-            DeviceError: a dtype that NumPy does not compute in.
+            DeviceOptionError: a dtype that NumPy does not compute in.
         """
         if dtype not in DTYPES:
-            raise DeviceError(
+            raise DeviceOptionError(
                 f"dtype must be one of {', '.join(DTYPES)} on the NumPy ops, got {dtype!r}"
             )
         self.dtype = dtype

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from minibert.errors import DeviceError, MissingDependencyError
+from minibert.errors import DeviceError, DeviceOptionError, MissingDependencyError
 from minibert.ops.interface import Ops
 
 if TYPE_CHECKING:
@@ -142,27 +142,27 @@ def check_device(device: str, options: DeviceOptions) -> None:
     """Refuse arguments that no model could make right, before one is looked for.
 
     Raises:
-        DeviceError: as `make_ops`.
+        DeviceOptionError: as `make_ops`.
     """
     precision, threads = options.matmul_precision, options.threads
     if precision not in MATMUL_PRECISIONS:
-        raise DeviceError(
+        raise DeviceOptionError(
             f"matmul_precision must be one of {', '.join(MATMUL_PRECISIONS)}, got {precision!r}"
         )
     if threads is not None and (
         isinstance(threads, bool) or not isinstance(threads, int) or threads < 1
     ):
-        raise DeviceError(f"threads must be at least 1, got {threads!r}")
+        raise DeviceOptionError(f"threads must be at least 1, got {threads!r}")
     if not isinstance(device, str) or not _DEVICE.fullmatch(device):
-        raise DeviceError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
+        raise DeviceOptionError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
     if _is_gpu(device) and precision != "highest":
-        raise DeviceError(
+        raise DeviceOptionError(
             f"matmul_precision must be highest on {_kind(device)}, got {precision!r}: float32 is "
             "computed by float32 multiply-adds there; tensor cores are used by dtype='bfloat16', "
             "'float16' or 'int8'"
         )
     if device in ("cpu", "numpy") and options.float_layers:
-        raise DeviceError(
+        raise DeviceOptionError(
             f"float_layers must be empty on {device}, got {list(options.float_layers)}: "
             "`minibert quantize` chooses the layers that stay float there"
         )
@@ -172,45 +172,45 @@ def check_devices(device: str, devices: Sequence[str] | None, options: DeviceOpt
     """Refuse lists of devices that cannot work together, before a model is looked for.
 
     Raises:
-        DeviceError: as `make_devices`.
+        DeviceOptionError: as `make_devices`.
     """
     if devices is None:
         check_device(device, options)
         return
     if device != "auto":
-        raise DeviceError(f"device must not be given beside devices, got {device!r}")
+        raise DeviceOptionError(f"device must not be given beside devices, got {device!r}")
     if isinstance(devices, str) or not isinstance(devices, Sequence) or not devices:
-        raise DeviceError(
+        raise DeviceOptionError(
             f"devices must be a list such as ['cuda:0', 'cuda:1'], not empty, got {devices!r}"
         )
     for name in devices:
         check_device(name, options)
         if not _is_gpu(name):
-            raise DeviceError(
+            raise DeviceOptionError(
                 "devices must all be cuda or emulator devices, "
                 f"got {name!r}: device={name!r} uses all cores by itself"
             )
     kinds = sorted({_kind(name) for name in devices})
     if len(kinds) > 1:
-        raise DeviceError(
+        raise DeviceOptionError(
             f"devices must be of one kind, got {' and '.join(kinds)}: the last bits of a text "
             "would depend on the device that it falls to"
         )
     numbers = [name.partition(":")[2] or "0" for name in devices]
     if kinds == ["cuda"] and len({int(number) for number in numbers}) < len(numbers):
-        raise DeviceError(f"devices must name each GPU once, got {list(devices)}")
+        raise DeviceOptionError(f"devices must name each GPU once, got {list(devices)}")
 
 
 def check_float_layers(float_layers: object) -> tuple[str, ...]:
     """The names as a tuple.
 
     Raises:
-        DeviceError: something else than names.
+        DeviceOptionError: something else than names.
     """
     if isinstance(float_layers, str) or not (
         isinstance(float_layers, Collection) and all(isinstance(x, str) for x in float_layers)
     ):
-        raise DeviceError(
+        raise DeviceOptionError(
             f"float_layers must be names such as ['layer.0.qkv'], got {float_layers!r}"
         )
     return tuple(float_layers)

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 import minibert
 from minibert.cli import app
 from minibert.cli.app import COMMANDS
-from minibert.errors import ConfigError, DeviceError, InputError, MinibertError
+from minibert.errors import ConfigError, DeviceError, DeviceOptionError, InputError, MinibertError
 
 Run = Callable[..., Result]
 
@@ -57,6 +57,7 @@ def test_an_unknown_command_is_wrong_usage(run: Run) -> None:
         (InputError("x must be y,\n  got z"), 2, "x must be y, got z"),
         (ConfigError("bad"), 2, "bad"),
         (DeviceError("no device"), 1, "no device"),
+        (DeviceOptionError("no such device"), 2, "no such device"),
         (MinibertError("other"), 2, "other"),
         (OSError(28, "No space left on device"), 1, "No space left on device"),
         (OSError(5, "Input/output error", "out.npy"), 1, "out.npy: Input/output error"),

@@ -95,7 +95,7 @@ def test_an_unknown_device_is_named_and_leaves_nothing(
     done = minibert(
         name, tiny("bert"), tmp_path / "out", "--texts", texts_file, "--device", "abacus", *options
     )
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "device must be one of" in done.output
     assert [path.name for path in tmp_path.iterdir()] == ["texts.txt"]
 

@@ -9,6 +9,7 @@ from click.testing import Result
 
 import minibert
 from minibert.cli import doctor, machine
+from minibert.kernels.cpu import loader
 from minibert.ops import cpu
 
 Run = Callable[..., Result]
@@ -55,6 +56,21 @@ def test_a_quota_below_the_cores_is_a_warning(run: Run, monkeypatch: pytest.Monk
 def test_a_processor_without_avx2_is_a_warning(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "cpu_features", lambda: ["SSE4.2"])
     assert findings(run)["features"]["status"] == "warn"
+
+
+@pytest.mark.parametrize(
+    ("features", "status"), [(["AVX2"], "off"), (["AVX2", "AVX-VNNI"], "warn")]
+)
+def test_a_path_left_out_is_a_warning_where_the_processor_has_it(
+    run: Run, monkeypatch: pytest.MonkeyPatch, features: list[str], status: str
+) -> None:
+    monkeypatch.setattr(cpu, "available", lambda: (True, "path avx2"))
+    monkeypatch.setattr(machine, "cpu_features", lambda: features)
+    monkeypatch.setattr(loader, "left_out", lambda: {"avx2-vnni": "c++: unknown flag -mavxvnni"})
+    found = findings(run)["left out"]
+    assert (found["status"], found["value"]) == (status, "avx2-vnni")
+    assert "(c++: unknown flag -mavxvnni)" in found["advice"]
+    assert ("this processor has avx2-vnni" in found["advice"]) is (status == "warn")
 
 
 def test_a_forced_core_type_is_a_warning(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

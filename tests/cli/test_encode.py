@@ -110,6 +110,25 @@ def test_every_precision_is_that_of_the_whole_array(
     assert np.array_equal(np.load(out), quantize_embeddings(np.concatenate(chunks), precision))
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--device", "abacus"], "device must be one of auto, cpu, numpy, cuda"),
+        (["--devices", "cuda:0,cpu"], "devices must all be cuda or emulator devices"),
+        (["--device", "cpu", "--dtype", "float8"], "dtype must be one of float32, bfloat16"),
+        (["--device", "numpy", "--dtype", "int8"], "dtype must be one of float32, float64"),
+    ],
+    ids=str,
+)
+def test_a_wrong_device_or_dtype_is_wrong_usage(
+    run: Run, tiny_model: Path, tmp_path: Path, options: list[str], words: str
+) -> None:
+    result = run("encode", tiny_model, "--text", "a", "-o", tmp_path / "out.npy", *options)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_options_reach_the_engine(run: Run, tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.npy"
     options = ["--prompt", "the ", "--normalize", "--truncate-dim", 8, "--max-length", 6]

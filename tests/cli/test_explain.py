@@ -22,7 +22,7 @@ def test_devices_are_named_in_the_report(run: Run, tiny_model: Path) -> None:
     assert result.exit_code == 0
     assert "2 x emulator (asked for: emulator, emulator), float16; 0 + 0 batches" in result.stdout
     refused = run("explain", tiny_model, "--devices", "emulator,cpu")
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "must all be cuda or emulator devices" in refused.stderr
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from minibert.kernels.cpu import loader
 from tests.kernels.cpu.native_runner import SOURCE, build
 from tests.kernels.cpu.native_runner import run as run_native
 
@@ -23,6 +24,7 @@ PATHS = {
     "neon": ("path_neon", ()),
     "neon-dotprod": ("path_neon_dotprod", ("-march=armv8.2-a+dotprod",)),
     "neon-i8mm": ("path_neon_i8mm", ("-march=armv8.2-a+dotprod+i8mm",)),
+    "neon-bf16": ("path_neon_bf16", ("-march=armv8.2-a+dotprod+i8mm+bf16",)),
 }
 pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
@@ -47,7 +49,7 @@ def run(runner: Path, *arguments: Any, arrays: tuple[Any, ...] = ()) -> Any:
 def test_the_emulated_processor_offers_every_arm_path(runner: Path) -> None:
     command = [EMULATOR, "-cpu", "max", str(runner), "paths"]
     output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
-    assert output.split() == ["neon-i8mm", "neon-dotprod", "neon", "portable"]
+    assert output.split() == ["neon-bf16", "neon-i8mm", "neon-dotprod", "neon", "portable"]
 
 
 @pytest.mark.parametrize("shape", [(1, 384, 384), (7, 33, 100), (100, 35, 769)], ids=str)
@@ -125,6 +127,110 @@ def test_narrow_weights(runner: Path, format_: str) -> None:
     unit = {"bfloat16": 2.0**-9, "float16": 2.0**-12}[format_]  # half a unit in the last place
     bound = np.abs(x) @ np.abs(weight).T * (unit * 2 + 1e-6)
     assert (np.abs(out.reshape(5, 20) - x @ weight.T) <= bound).all()
+
+
+def operands(rows: int, out_features: int, in_features: int) -> tuple[Any, ...]:
+    rng = np.random.default_rng(rows * in_features)
+    x = rng.standard_normal((rows, in_features))
+    x[:, ::30] *= 20
+    weight = rng.standard_normal((out_features, in_features)) / np.sqrt(in_features)
+    bias, residual = rng.standard_normal(out_features), rng.standard_normal((rows, out_features))
+    return tuple(array.astype(np.float32) for array in (x, weight, bias, residual))
+
+
+# One row without a partner, one output, off every tile, several breaks of the sums and row blocks.
+MATRIX_SHAPES = [(1, 1, 1), (1, 384, 384), (3, 5, 7), (7, 33, 100), (21, 20, 1538), (101, 9, 130)]
+MATRIX_FORMATS = ["bfloat16x1", "bfloat16x3"]
+
+
+@pytest.mark.parametrize("format_", MATRIX_FORMATS)
+@pytest.mark.parametrize("shape", MATRIX_SHAPES, ids=str)
+def test_matrix_instructions_are_within_their_bound(
+    runner: Path, format_: str, shape: tuple[int, int, int]
+) -> None:
+    x, weight, bias, residual = operands(*shape)
+    out = run(
+        runner,
+        *("neon-bf16", 2, "linear", format_, *shape, 0, 1),
+        arrays=(x, weight, bias, residual),
+    ).reshape(residual.shape)
+    x, weight, bias, residual = (array.astype(np.float64) for array in (x, weight, bias, residual))
+    products = np.abs(x) @ np.abs(weight).T
+    # Operands are off by half a unit in their last place, 2^-9 (one part) or 2^-18 (two), and two
+    # parts leave out the product of both second parts, 2^-18. A chain has 128 inputs, each half an
+    # addition a product, and one unit a rounding; then one addition a chain, bias and residual.
+    left_out = {"bfloat16x1": 2 * 2.0**-9 + 2.0**-18, "bfloat16x3": 3.03 * 2.0**-18}[format_]
+    additions = {"bfloat16x1": 64, "bfloat16x3": 192}[format_] + 2 + -(-shape[2] // 128) + 2
+    rounding = additions * 2.0**-23 * (products + np.abs(bias) + np.abs(residual))
+    bound = left_out * products + rounding
+    assert (np.abs(out - (x @ weight.T + bias + residual)) <= bound).all()
+
+
+@pytest.mark.parametrize(
+    ("path", "format_"),
+    [(path, format_) for path in PATHS for format_ in ("float32", "int8")]
+    + [("neon-bf16", format_) for format_ in MATRIX_FORMATS],
+)
+def test_a_row_has_the_same_bytes_in_any_batch(runner: Path, path: str, format_: str) -> None:
+    rng = np.random.default_rng(6)
+    x, weight, bias, residual = operands(103, 21, 300)
+
+    def some(rows: Any, threads: int) -> Any:
+        shape = len(rows), 21, 300
+        arrays = (x[rows], weight, bias, residual[rows])
+        out = run(runner, path, threads, "linear", format_, *shape, 1, 1, arrays=arrays)
+        return out.reshape(len(rows), 21)
+
+    whole = some(np.arange(103), 1)
+    for size, threads in ((1, 1), (2, 3), (9, 1), (102, 3)):
+        rows = rng.permutation(103)[:size]
+        assert some(rows, threads).tobytes() == whole[rows].tobytes()
+
+
+software = pytest.mark.skipif(
+    not loader.available()[0]
+    or "neon-bf16-software" not in [p.name for p in loader.all_paths() if p.supported],
+    reason="no path neon-bf16-software here to compare with",
+)
+
+
+@software
+@pytest.mark.parametrize("activation", [None, "gelu", "gelu_tanh", "relu", "silu", "tanh"])
+@pytest.mark.parametrize(
+    ("dtype", "precision", "format_"),
+    [
+        ("float32", "highest", "float32"),
+        ("float32", "high", "bfloat16x3"),
+        ("float32", "medium", "bfloat16x1"),
+        ("bfloat16", "highest", "bfloat16x1"),
+        ("float16", "highest", "float16"),
+        ("int8", "highest", "int8"),
+    ],
+)
+def test_the_software_meaning_gives_the_instructions_bytes(
+    runner: Path,
+    make_ops: Any,
+    reference: Any,
+    dtype: str,
+    precision: str,
+    format_: str,
+    activation: str | None,
+) -> None:
+    shape = 23, 21, 393
+    arrays = x, weight, bias, residual = operands(*shape)
+    names = [None, "gelu", "gelu_tanh", "relu", "silu", "tanh"]
+    code = names.index(activation)
+    out = run(runner, "neon-bf16", 1, "linear", format_, *shape, code, 1, arrays=arrays)
+    ops = make_ops(dtype, matmul_precision=precision, isa="neon-bf16-software", threads=1)
+    assert ops.format == format_
+    weights = ops.prepare_linear(weight, bias, name="test")
+    with ops.stream(alone=False) as running:
+        added = reference.put(running, residual)
+        hidden = reference.put(running, x)
+        expected = running.download(
+            running.linear(hidden, weights, activation=activation, residual=added)
+        )
+    assert out.tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("head_dim", [8, 32, 40])

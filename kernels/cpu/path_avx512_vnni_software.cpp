@@ -1,4 +1,4 @@
-// path_avx512_software.cpp: path_avx512_vnni.cpp with its instructions as loops.
+// path_avx512_vnni_software.cpp: path_avx512_vnni.cpp with its instructions as loops.
 // Compiled for AVX2: an array of lanes is still an array of lanes, only computed faster.
 #include "vec_software.h"
 
@@ -28,5 +28,5 @@ constexpr minibert::Kernels kPath = make_path("avx512-vnni-software", kLinear);
 }  // namespace
 
 namespace minibert {
-extern const Kernels* const avx512_software_path = &kPath;
+extern const Kernels* const avx512_vnni_software_path = &kPath;
 }
