@@ -20,7 +20,7 @@ from minibert.errors import WeightsError
 from minibert.weights.masks import Mask
 from minibert.weights.names import LEGACY_NORM_NAMES, NAME_TABLES, NameTable
 from minibert.weights.sparse_stored import expand_all
-from minibert.weights.stored import read_quantized
+from minibert.weights.stored import check_presence, read_input_range, read_quantized
 from minibert.weights.tensors import (
     FLOAT_DTYPES,
     TensorFiles,
@@ -30,6 +30,7 @@ from minibert.weights.tensors import (
 )
 
 Float32 = NDArray[np.float32]
+_FUSED = ("query", "key", "value")  # of a layer: one input, one matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +38,14 @@ class LinearWeights:
     """weight (out_features, in_features) and bias (out_features,) or None; float32.
 
     `quantized`: the weight is an exact product of int8 values and a scale per output feature, and
-    the checkpoint does not ask for float activations.
+    the checkpoint does not ask for float activations. `input_range`: (low, high) that `minibert
+    quantize --static` fixed for the layer's inputs, or None.
     """
 
     weight: Float32
     bias: Float32 | None
     quantized: bool = False
+    input_range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,17 +226,24 @@ class _Reader:
                 f"layer_shapes, its query has {num_heads}"
             )
         inner = num_heads * config.head_dim
-        float_layers = (config.quantization or {}).get("float_layers", ())
+        quantization = config.quantization or {}
+        float_layers = quantization.get("float_layers", ())
+        dynamic_layers = quantization.get("dynamic_layers", ())
 
         def linear(part: str, out_features: int, in_features: int, label: str = "") -> Any:
             label = f"layer.{i}.{label or part}"  # the name that `prepare_linear` is given
             weights = self.linear(names[part], out_features, in_features)
             self.check_sparse(names[part])
-            return replace(weights, quantized=weights.quantized and label not in float_layers)
+            quantized = weights.quantized and label not in float_layers
+            static = quantized and "static" in quantization and label not in dynamic_layers
+            input_range = self.input_range(names[part], label, static)
+            return replace(weights, quantized=quantized, input_range=input_range)
 
-        parts = [
-            linear(part, inner, config.hidden_size, "qkv") for part in ("query", "key", "value")
-        ]
+        parts = [linear(part, inner, config.hidden_size, "qkv") for part in _FUSED]
+        if len({part.input_range for part in parts}) != 1:
+            raise WeightsError(
+                f"{self.where}: input_range must be one for {', '.join(_FUSED)} of layer {i}"
+            )
         intermediate_size = self.rows(names["intermediate"])
         if not 1 <= intermediate_size <= config.intermediate_size:
             raise WeightsError(
@@ -254,6 +264,14 @@ class _Reader:
             output=linear("output", config.hidden_size, intermediate_size),
             output_norm=self.norm(names["output_norm"], config.hidden_size),
         )
+
+    def input_range(self, name: str, label: str, expected: bool) -> tuple[float, float] | None:
+        full = f"{self.prefix}{name}.input_range"
+        check_presence(self.where, full, full in self.tensors, expected, label)
+        if not expected:
+            return None
+        self.taken.add(full)
+        return read_input_range(full, self.tensors[full])
 
     def check_sparse(self, name: str) -> None:
         """Refuse a dense matrix in a layer that config.json calls sparse."""
@@ -376,5 +394,8 @@ def _fuse(parts: list[LinearWeights]) -> LinearWeights:
     biases = [part.bias for part in parts if part.bias is not None]
     quantized = {part.quantized for part in parts}
     return LinearWeights(
-        weight, np.concatenate(biases) if biases else None, quantized=quantized == {True}
+        weight,
+        np.concatenate(biases) if biases else None,
+        quantized=quantized == {True},
+        input_range=parts[0].input_range,
     )
