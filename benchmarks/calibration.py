@@ -1,10 +1,11 @@
 """Compare four static thresholds for 8-bit activations, and the dynamic ranges of the kernels.
 
-    python benchmarks/calibration.py build/models/all-MiniLM-L6-v2 --output build/calibration
+    python -m benchmarks.calibration build/models/all-MiniLM-L6-v2 --output build/calibration
 
 Writes table.md (per layer and end to end), results.json, and, where matplotlib is installed, a
-picture of each layer's histogram with the four thresholds. Weights stay float, so that the figures
-are about activations alone. Calibration and report use different texts.
+picture of each layer's histogram with the four thresholds. In the first two tables weights stay
+float, so that the figures are about activations alone, simulated in NumPy; the third is the engine
+with int8 weights (`calibration_engine.py`). Calibration and report use different texts.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import minibert
+from benchmarks.calibration_engine import engine_table, measure_engine
 from minibert.compress.run import TextRun
 from minibert.compress.texts import split_texts
 from minibert.fidelity import Fidelity, compare
@@ -81,6 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=15, help="of the engine's timing")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     loaded = load_model(arguments.model)
@@ -135,6 +139,8 @@ def main() -> None:
             f"| {label} | {kept.mean_cosine:.5f} | {kept.min_cosine:.5f} | {kept.spearman:.4f} "
             f"| {kept.top10_overlap:.3f} |"
         )
+    engine = measure_engine(arguments.model, texts.reporting, arguments.output, arguments.rounds)
+    lines += ["", *engine_table(engine)]
     (arguments.output / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     results = {
         "minibert": minibert.__version__,
@@ -144,15 +150,8 @@ def main() -> None:
         "reporting_texts": len(texts.reporting),
         "ranges": ranges,
         "layer_error": {m: {n: errors.relative(m, n) for n in weights} for m in columns},
-        "fidelity": {
-            label: {
-                "mean_cosine": kept.mean_cosine,
-                "min_cosine": kept.min_cosine,
-                "spearman": kept.spearman,
-                "top10_overlap": kept.top10_overlap,
-            }
-            for label, kept in whole.items()
-        },
+        "fidelity": {label: asdict(kept) for label, kept in whole.items()},
+        "engine": {label: asdict(result) for label, result in engine.items()},
     }
     (arguments.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     print("\n".join(lines))

@@ -2,10 +2,11 @@
 
     python -m benchmarks.compression MODEL --work build/compression --publish
 
-Variants that are not in the work folder yet are made there by the functions behind `minibert
-quantize`, `prune` and `distil`, with the bundled texts. Then all are timed in turns on the bundled
-texts that calibrate nothing; the original runs in float32. `--publish` writes the results and the
-picture to benchmarks/results and the table to docs/compression.md. More folders may be named.
+Variants that are not in the work folder yet are made there by `minibert quantize`, `prune` and
+`distil`, with the bundled texts; what that took is kept in made.json. Then all are timed in turns
+on the bundled texts that calibrate nothing; the original runs in float32. `--publish` writes the
+results and the picture to benchmarks/results and the table to docs/compression.md, into the section
+that `--section` names. More folders may be named.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,9 +28,6 @@ import numpy as np
 from benchmarks import record
 from benchmarks.environments import CHECKOUT
 from benchmarks.report import rewrite
-from minibert.compress.distil import distil_model
-from minibert.compress.prune import PruneTarget, prune_model
-from minibert.compress.quantize import QuantizeOptions, quantize_model
 from minibert.compress.report import weight_bytes
 from minibert.compress.run import PreparedRun, TextRun, encoder_flops
 from minibert.compress.texts import split_texts
@@ -37,59 +37,62 @@ from minibert.loading import LoadedModel, load_model
 DOCUMENT = CHECKOUT / "docs" / "compression.md"
 PICTURE_LINE = "![speed against fidelity]({path})"
 SPEEDUPS = (1.2, 1.5, 2.0)
-Make = Callable[[Path, Path], object]
 
 
-def recipes(speedups: Sequence[float], layers: int) -> dict[str, tuple[str, Make]]:
-    """Name -> the variant that it is made from ("original" or an earlier name), and how.
+def recipes(speedups: Sequence[float], layers: int) -> dict[str, str]:
+    """Name -> the variant that it is made from: "original" or an earlier name.
+
+    What stands behind the last comma of a name is the command that makes it.
 
     Args:
         speedups: targets of pruning.
-        layers: of the distilled student.
+        layers: of the distilled student; 0 makes none.
     """
-
-    def say(line: str) -> None:
-        print(f"  {line}", file=sys.stderr, flush=True)
-
-    def pruned(speedup: float) -> Make:
-        target = PruneTarget(speedup=speedup)
-        return lambda source, folder: prune_model(source, folder, target, say=say)
-
-    def int8(source: Path, folder: Path) -> object:
-        return quantize_model(source, folder, options=QuantizeOptions(min_cosine=None), say=say)
-
-    found: dict[str, tuple[str, Make]] = {
-        "quantize": ("original", lambda source, folder: quantize_model(source, folder, say=say)),
-        "quantize --no-gate": ("original", int8),
-    }
+    found = {"quantize": "original", "quantize --no-gate": "original"}
     for speedup in speedups:
         name = f"prune --speedup {speedup:g}"
-        found[name] = ("original", pruned(speedup))
-        found[f"{name}, quantize --no-gate"] = (name, int8)
-    found[f"distil --layers {layers}"] = (
-        "original",
-        lambda source, folder: distil_model(source, folder, layers, say=say),
-    )
+        found |= {name: "original", f"{name}, quantize --no-gate": name}
+    if layers:
+        found[f"distil --layers {layers}"] = "original"
     return found
 
 
 def make_variants(
-    original: Path, work: Path, wanted: Mapping[str, tuple[str, Make]]
-) -> tuple[dict[str, Path], dict[str, float]]:
-    """Make what is not there yet.
+    original: Path, work: Path, wanted: Mapping[str, str]
+) -> tuple[dict[str, Path], dict[str, dict[str, float]]]:
+    """Make what is not there yet, each by its command in a process of its own.
 
     Returns:
-        Name -> folder, and name -> seconds that making it took, of those made now.
+        Name -> folder, and name -> what making it took, also of those made by earlier runs: seconds
+        of the clock, seconds of all cores, and the process's most memory in MB.
+
+    Raises:
+        subprocess.CalledProcessError: a command failed; it has said why.
     """
-    folders, seconds = {"original": original}, {}
-    for name, (source, make) in wanted.items():
+    folders, kept = {"original": original}, work / "made.json"
+    costs: dict[str, dict[str, float]] = json.loads(kept.read_text()) if kept.is_file() else {}
+    for name, source in wanted.items():
         folders[name] = work / name.replace("--", "").replace(",", "").replace(" ", "-")
-        if not folders[name].is_dir():
-            print(f"{name} ...", file=sys.stderr, flush=True)
-            begin = time.perf_counter()
-            make(folders[source], folders[name])
-            seconds[name] = round(time.perf_counter() - begin, 1)
-    return folders, seconds
+        if folders[name].is_dir():
+            continue
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        command = ["-m", "minibert", *name.rpartition(", ")[2].split()]
+        begin = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, *command, str(folders[source]), str(folders[name])],
+            stdout=sys.stderr,
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
+        costs[name] = {
+            "seconds": round(time.perf_counter() - begin, 1),
+            "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+            "peak_mb": round(usage.ru_maxrss / 1024),
+        }
+        kept.write_text(json.dumps(costs, indent=1) + "\n", encoding="utf-8")
+    return folders, {name: costs[name] for name in wanted if name in costs}
 
 
 def measure(folders: Mapping[str, Path], rounds: int) -> list[dict[str, Any]]:
@@ -187,7 +190,17 @@ def picture(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
-def publish(results: Mapping[str, Any], picture_path: Path) -> None:
+def costs_line(costs: Mapping[str, Mapping[str, float]]) -> str:
+    """What making the variants took, in words."""
+    parts = [
+        f"`{name}` {cost['seconds'] / 60:.1f} minutes ({cost['cpu_seconds'] / 60:.1f} of one core, "
+        f"{cost['peak_mb'] / 1000:.1f} GB)"
+        for name, cost in costs.items()
+    ]
+    return f"What making them took: {', '.join(parts)}."
+
+
+def publish(results: Mapping[str, Any], picture_path: Path, section: str) -> None:
     """Put the table and the picture into docs/compression.md."""
     shown = PICTURE_LINE.format(path=f"../benchmarks/results/{picture_path.name}")
     about = results["device"]
@@ -197,8 +210,10 @@ def publish(results: Mapping[str, Any], picture_path: Path) -> None:
         f"with quartiles, the variants in turns; commit {results['commit']}, {results['date']}."
     )
     body = f"{facts}\n\n{table(results['models'])}\n\n{shown}"
+    if results["cost_to_make"]:
+        body += f"\n\n{costs_line(results['cost_to_make'])}"
     text = DOCUMENT.read_text(encoding="utf-8")
-    DOCUMENT.write_text(rewrite(text, body, "compression"), encoding="utf-8")
+    DOCUMENT.write_text(rewrite(text, body, section), encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -209,13 +224,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, required=True, help="where variants are kept")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--speedups", type=float, nargs="*", default=SPEEDUPS)
-    parser.add_argument("--layers", type=int, help="of the student  [default: half]")
+    parser.add_argument("--layers", type=int, help="of the student; 0: none  [default: half]")
+    parser.add_argument("--make-only", action="store_true", help="measure nothing")
+    parser.add_argument("--section", default="compression", help="of the document")
     parser.add_argument("--publish", action="store_true", help="write results and documentation")
     chosen = parser.parse_args(arguments)
     chosen.work.mkdir(parents=True, exist_ok=True)
     measured_commit = record.commit()
-    layers = chosen.layers or max(1, len(load_model(chosen.original).weights.layers) // 2)
-    folders, seconds = make_variants(chosen.original, chosen.work, recipes(chosen.speedups, layers))
+    layers = chosen.layers
+    if layers is None:
+        layers = max(1, len(load_model(chosen.original).weights.layers) // 2)
+    folders, costs = make_variants(chosen.original, chosen.work, recipes(chosen.speedups, layers))
+    if chosen.make_only:
+        return
     folders.update({folder.name: folder for folder in chosen.more})
     rows = measure(folders, chosen.rounds)
     results: dict[str, Any] = {
@@ -225,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "model": chosen.original.absolute().name,
         "texts": len(split_texts(None).reporting),
         "rounds": chosen.rounds,
-        "seconds_to_make": seconds,
+        "cost_to_make": costs,
         "models": rows,
     }
     print(table(rows))
@@ -238,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ImportError:
         print("no picture: matplotlib is not installed", file=sys.stderr)
     if chosen.publish:
-        publish(results, path)
+        publish(results, path, chosen.section)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from minibert.errors import ConfigError, InputError
+from minibert.weights.calibrate import METHODS
 from minibert.weights.masks import PATTERNS, check_fraction
 from minibert.weights.sparse_stored import Sparsity
 
@@ -28,11 +29,26 @@ def read_quantization(values: Mapping[str, Any], source: str) -> Mapping[str, An
             f"`minibert quantize` writes it, got {found!r:.200}"
         )
     known = {"quant_method", "weight_bits", "embedding_bits", "float_layers", "migrated"}
+    known |= {"static", "dynamic_layers"}
     unknown = sorted(set(found) - known)
     if unknown or found.get("weight_bits") not in (4, 8):
         raise ConfigError(
             f"{source}: quantization_config must have weight_bits 4 or 8 and no keys but "
             f"{sorted(known)}, got {found!r:.200}"
+        )
+    static, dynamic = found.get("static"), found.get("dynamic_layers", [])
+    if "static" not in found:
+        if "dynamic_layers" in found:
+            raise ConfigError(f"{source}: dynamic_layers must come with static, which is missing")
+        return found
+    if static not in METHODS or found["weight_bits"] != 8:
+        raise ConfigError(
+            f"{source}: static must be one of {', '.join(METHODS)}, with weight_bits 8, got "
+            f"{static!r} with {found['weight_bits']}"
+        )
+    if not isinstance(dynamic, list) or not all(isinstance(name, str) for name in dynamic):
+        raise ConfigError(
+            f"{source}: dynamic_layers must be a list of layers, got {dynamic!r:.200}"
         )
     return found
 

@@ -43,6 +43,7 @@ def explain(
             f"parameters, {', '.join(weights.dtypes)} on disk",
         ),
         *_sparsity(loaded),
+        *_static(loaded),
         ("not used", ", ".join(weights.unused) or "nothing: every tensor of the files is used"),
         (
             "tokenizer",
@@ -97,6 +98,16 @@ def _sparsity(loaded: LoadedModel) -> list[tuple[str, str]]:
         return []
     rule = f"{found.pattern}: {found.fraction:.0%} of the layers' weights are zero"
     return [("sparsity", f"{rule}, from config.json")]
+
+
+def _static(loaded: LoadedModel) -> list[tuple[str, str]]:
+    method = (loaded.config.quantization or {}).get("static")
+    if method is None:
+        return []
+    layers = loaded.weights.layers
+    every = [x for y in layers for x in (y.qkv, y.attention_output, y.intermediate, y.output)]
+    fixed = sum(linear.input_range is not None for linear in every)
+    return [("activations", f"{fixed} of {len(every)} layers' ranges fixed by {method}")]
 
 
 def _widths(loaded: LoadedModel) -> str:

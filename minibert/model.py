@@ -53,9 +53,11 @@ def prepare(ops: Ops, weights: EncoderWeights, config: EncoderConfig) -> Encoder
     pattern = None if config.sparsity is None else config.sparsity.pattern
 
     def linear(name: str, source: LinearWeights) -> Any:
-        known: dict[str, str] = {}
+        known: dict[str, Any] = {}
         if weights.quantized and not source.quantized and ops.dtype == "int8":
             known["dtype"] = "float32"
+        if source.input_range is not None:
+            known["input_range"] = source.input_range
         # Heads filled up with zeros move the groups of four of what reads them.
         moved = name.endswith(".attention_output") and config.head_dim % 4 != 0
         if name.startswith("layer.") and (pattern == "block" or (pattern == "2:4" and not moved)):

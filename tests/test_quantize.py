@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from minibert import Engine
+from minibert.compress.gate import leave_layers_alone
 from minibert.compress.quantize import QuantizeOptions, migrate_layer, quantize_model
 from minibert.compress.texts import split_texts
 from minibert.errors import ConfigError, InputError, WeightsError
@@ -274,3 +275,24 @@ def test_users_texts_are_divided_and_the_bundled_ones_differ() -> None:
     assert len(split_texts(texts(40)).reporting) == 10
     with pytest.raises(InputError, match="32"):
         split_texts(["same"] * 100)
+
+
+@pytest.mark.parametrize("wanted", [0.5, 0.9, 0.97, 0.99, 0.9995])
+def test_the_gate_takes_the_fewest_of_the_cheapest_kind(wanted: float) -> None:
+    harm = {"a": 0.001, "b": 0.04, "c": 0.01, "d": 0.06}  # 0.111 together; a quarter at the first
+    first: set[str] = set()
+    second: set[str] = set()
+
+    def cosine() -> float:
+        kept = {n: h * (0.25 if n in first else 1.0) for n, h in harm.items() if n not in second}
+        return 1.0 - sum(kept.values())
+
+    assert leave_layers_alone(list(harm), [first, second], wanted, cosine, cosine, lambda _: None)
+    worst = sorted(harm, key=lambda name: -harm[name])
+    expected = {0.5: (0, 0), 0.9: (1, 0), 0.97: (3, 0), 0.99: (4, 2), 0.9995: (4, 3)}[wanted]
+    assert (first, second) == (set(worst[: expected[0]]), set(worst[: expected[1]]))
+
+
+def test_the_gate_says_when_nothing_is_enough() -> None:
+    left: set[str] = set()
+    assert not leave_layers_alone(["a"], [left], 0.9, lambda: 0.5, lambda: 0.5, lambda _: None)

@@ -12,7 +12,8 @@ A small T gives fine steps and clips, a large one clips nothing and is coarse.
 
 The last is the saturating quantisation known from convolutional networks. It weighs values by how
 many there are and not by how large they are; BERT's rare, huge activations, which carry meaning, it
-clips away. The engine itself needs no threshold: its kernels find each token's own range.
+clips away. The engine needs no threshold unless `minibert quantize --static` fixes one: its kernels
+find each token's own range.
 """
 
 from __future__ import annotations

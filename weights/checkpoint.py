@@ -28,7 +28,12 @@ from minibert.weights.encoder import (
 from minibert.weights.masks import Mask
 from minibert.weights.names import LEGACY_NORM_NAMES, NAME_TABLES, NameTable
 from minibert.weights.sparse_stored import expand_all
-from minibert.weights.stored import check_quantized, read_quantized
+from minibert.weights.stored import (
+    check_presence,
+    check_quantized,
+    read_input_range,
+    read_quantized,
+)
 from minibert.weights.tensors import (
     FLOAT_DTYPES,
     TensorFiles,
@@ -36,6 +41,8 @@ from minibert.weights.tensors import (
     release,
     to_float32,
 )
+
+_FUSED = ("query", "key", "value")  # of a layer: one input, one matrix
 
 __all__ = [
     "EncoderWeights",
@@ -150,17 +157,24 @@ class _Reader:
                 f"layer_shapes, its query has {num_heads}"
             )
         inner = num_heads * config.head_dim
-        float_layers = (config.quantization or {}).get("float_layers", ())
+        quantization = config.quantization or {}
+        float_layers = quantization.get("float_layers", ())
+        dynamic_layers = quantization.get("dynamic_layers", ())
 
         def linear(part: str, out_features: int, in_features: int, label: str = "") -> Any:
             label = f"layer.{i}.{label or part}"  # the name that `prepare_linear` is given
             weights = self.linear(names[part], out_features, in_features)
             self.check_sparse(names[part])
-            return replace(weights, quantized=weights.quantized and label not in float_layers)
+            quantized = weights.quantized and label not in float_layers
+            static = quantized and "static" in quantization and label not in dynamic_layers
+            input_range = self.input_range(names[part], label, static)
+            return replace(weights, quantized=quantized, input_range=input_range)
 
-        parts = [
-            linear(part, inner, config.hidden_size, "qkv") for part in ("query", "key", "value")
-        ]
+        parts = [linear(part, inner, config.hidden_size, "qkv") for part in _FUSED]
+        if len({part.input_range for part in parts}) != 1:
+            raise WeightsError(
+                f"{self.where}: input_range must be one for {', '.join(_FUSED)} of layer {i}"
+            )
         intermediate_size = self.rows(names["intermediate"])
         if not 1 <= intermediate_size <= config.intermediate_size:
             raise WeightsError(
@@ -181,6 +195,14 @@ class _Reader:
             output=linear("output", config.hidden_size, intermediate_size),
             output_norm=self.norm(names["output_norm"], config.hidden_size),
         )
+
+    def input_range(self, name: str, label: str, expected: bool) -> tuple[float, float] | None:
+        full = f"{self.prefix}{name}.input_range"
+        check_presence(self.where, full, full in self.tensors, expected, label)
+        if not expected:
+            return None
+        self.taken.add(full)
+        return read_input_range(full, self.tensors[full])
 
     def check_sparse(self, name: str) -> None:
         """Refuse a dense matrix in a layer that config.json calls sparse."""
@@ -321,7 +343,12 @@ def _fuse(parts: list[LinearWeights]) -> LinearWeights:
     weight = _joined([part.weight for part in parts])
     biases = [part.bias for part in parts if part.bias is not None]
     quantized = {part.quantized for part in parts}
-    return LinearWeights(weight, _joined(biases) if biases else None, quantized=quantized == {True})
+    return LinearWeights(
+        weight,
+        _joined(biases) if biases else None,
+        quantized=quantized == {True},
+        input_range=parts[0].input_range,
+    )
 
 
 def _joined(parts: list[Float32]) -> Float32:

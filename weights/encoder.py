@@ -20,12 +20,14 @@ class LinearWeights:
     """weight (out_features, in_features) and bias (out_features,) or None; float32.
 
     `quantized`: the weight is an exact product of int8 values and a scale per output feature, and
-    the checkpoint does not ask for float activations.
+    the checkpoint does not ask for float activations. `input_range`: (low, high) that `minibert
+    quantize --static` fixed for the layer's inputs, or None.
     """
 
     weight: Float32
     bias: Float32 | None
     quantized: bool = False
+    input_range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,10 +193,11 @@ def quantize_activations(
         asymmetric: 256 steps from the least to the greatest value, with zero on a step; else 255
             steps centred on zero.
         threshold: (low, high) of a static scale, beyond which values saturate; None takes each
-            row's own range (dynamic, as the kernels do).
+            row's own range (dynamic, as the kernels do by themselves).
 
     Returns:
-        What the quantised values stand for, in the dtype of `hidden`.
+        What the quantised values stand for, in the dtype of `hidden`; NaN in rows that are not
+        finite, which nothing may hide.
     """
     if threshold is None:
         low = np.minimum(hidden.min(axis=1, keepdims=True), 0.0)
@@ -210,4 +211,5 @@ def quantize_activations(
     unit = np.where(high > low, (high - low) / steps, 1.0)
     zero = np.rint(-low / unit)
     q = np.clip(np.rint(hidden / unit) + zero, 0.0, steps)
-    return np.asarray((q - zero) * unit, hidden.dtype)
+    finite = np.isfinite(hidden).all(axis=1, keepdims=True)
+    return np.asarray(np.where(finite, (q - zero) * unit, np.nan), hidden.dtype)

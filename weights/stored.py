@@ -5,6 +5,9 @@
 | 8 | I8 (rows, columns), -127..127 | F32 (rows,) |
 | 4 | U8 (rows, ceil(columns / 2)), value + 8, even column in the low bits | F32 (rows, groups) |
 
+A linear layer called `x` whose inputs have a fixed range has `x.input_range` besides: F32 (2,), low
+and high. It is a range and not a scale, because devices divide it into 127 or 255 steps.
+
 A matrix called `x.weight` in the original is the pair `x.weight_q`, `x.weight_scale`. Scales of 8
 bits have 16 significant bits, so that every product weight_q * weight_scale, and 127 times the
 scale, is exact in float32: whoever quantises the dequantised matrix again finds the same integers
@@ -26,6 +29,7 @@ GROUP_COLUMNS = 64
 """Columns that share a scale at 4 bits: 4.5 bits a weight."""
 
 _SCALE_BITS = 16
+_NARROWEST, _WIDEST = 1e-30, 1e38  # steps and their inverse are normal float32
 
 
 def round_scale(scale: NDArray[Any]) -> Float32:
@@ -38,6 +42,43 @@ def round_scale(scale: NDArray[Any]) -> Float32:
 def dequantize(weight_q: NDArray[np.int8], weight_scale: Float32) -> Float32:
     """weight_q * weight_scale, one scale a row: (rows, columns) float32, exact."""
     return np.multiply(weight_q, weight_scale[:, None], dtype=np.float32)
+
+
+def read_input_range(name: str, entry: TensorEntry) -> tuple[float, float]:
+    """A layer's fixed input range.
+
+    Args:
+        name: for messages.
+        entry: F32 (2,): low and high, low <= 0 <= high.
+
+    Raises:
+        WeightsError: another dtype or shape, or no such range.
+    """
+    if entry.dtype != "F32" or entry.data.shape != (2,):
+        raise WeightsError(
+            f"{entry.file}: {name} must be F32 (2,), got {entry.dtype} {entry.data.shape}"
+        )
+    low, high = (float(value) for value in entry.data)
+    if not (low <= 0.0 <= high and _NARROWEST <= high - low <= _WIDEST):  # refuses NaN, too
+        raise WeightsError(
+            f"{entry.file}: {name} must be low <= 0 <= high and {_NARROWEST:g} to {_WIDEST:g} "
+            f"wide, got {low:g} and {high:g}"
+        )
+    return low, high
+
+
+def check_presence(where: object, name: str, found: bool, expected: bool, layer: str) -> None:
+    """Refuse an input range that config.json does not ask for, and the lack of one that it does.
+
+    Raises:
+        WeightsError: `found` is not `expected`.
+    """
+    if found != expected:
+        rule, state = ("exist", "missing") if expected else ("not exist", "there")
+        raise WeightsError(
+            f"{where}: tensor {name} must {rule} for {layer} by static, dynamic_layers and "
+            f"float_layers of quantization_config in config.json, it is {state}"
+        )
 
 
 def num_groups(columns: int) -> int:

@@ -17,6 +17,11 @@ enum Activation : int { kNoActivation, kGelu, kGeluTanh, kRelu, kSilu, kTanh };
 
 struct LinearKernel;
 
+// A range of a layer's inputs fixed beforehand, low <= 0 <= high; low == high: there is none.
+struct InputRange {
+  float low, high;
+};
+
 // One linear layer as a kernel laid it out.
 struct Linear {
   const LinearKernel* kernel;
@@ -24,6 +29,7 @@ struct Linear {
   int64_t in_features;
   void* packed;       // weight_bytes(out_features, in_features), 64-byte aligned
   const float* bias;  // out_features rounded up to panel_cols, zeros where there is none
+  InputRange input_range;  // for formats that quantise the activations
 };
 
 // One call: out = activation(hidden @ weight.T + bias) + residual.
@@ -50,7 +56,7 @@ struct LinearKernel {
   int64_t prepare_rows;
   size_t (*prepared_bytes)(int64_t num_rows, int64_t in_features);  // null: hidden is used as it is
   void (*prepare)(void* prepared, const float* hidden, int64_t row_begin, int64_t row_end,
-                  int64_t num_rows, int64_t in_features);
+                  int64_t num_rows, const Linear& linear);
   size_t (*scratch_bytes)(int64_t in_features);
   void (*compute)(const Linear& linear, const LinearCall& call, int64_t row_begin, int64_t row_end,
                   int64_t panel_begin, int64_t panel_end, void* scratch);

@@ -78,13 +78,14 @@ size_t int8_prepared_bytes(int64_t num_rows, int64_t in_features) {
 }
 
 void int8_prepare(void* prepared, const float* hidden, int64_t row_begin, int64_t row_end,
-                  int64_t num_rows, int64_t in_features) {
+                  int64_t num_rows, const Linear& linear) {
+  const int64_t in_features = linear.in_features;
   const Int8Rows rows(prepared, num_rows, in_features);
   for (int64_t row = row_begin; row < row_end; ++row) {
     const float* source = hidden + row * in_features;
     uint8_t* q = rows.values + row * rows.depth;
     Excess* excess = rows.excess + row * rows.capacity;
-    RowQuantizer quantizer = row_quantizer<Dot::kSteps>(source, in_features);
+    RowQuantizer quantizer = row_quantizer<Dot::kSteps>(source, linear);
     int64_t c = 0;
     for (; c + Vec::kLanes <= in_features; c += Vec::kLanes)
       Vec::store_uint8(q + c, quantize<Dot::kSteps>(source, c, Vec::kLanes, quantizer, excess));

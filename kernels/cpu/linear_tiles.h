@@ -65,8 +65,8 @@ inline void split_row(uint16_t* out, const float* row, int64_t count) {
 
 template <int kParts>
 void tiles_prepare(void* prepared, const float* hidden, int64_t row_begin, int64_t row_end,
-                   int64_t, int64_t in_features) {
-  const int64_t steps = tile_steps(in_features);
+                   int64_t, const Linear& linear) {
+  const int64_t in_features = linear.in_features, steps = tile_steps(in_features);
   for (int64_t row = row_begin; row < round_up(row_end, kTileBlock); ++row)
     for (int64_t step = 0; step < steps; ++step) {
       auto* out = (uint16_t*)prepared +

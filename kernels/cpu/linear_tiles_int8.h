@@ -84,14 +84,14 @@ size_t int8_tiles_prepared_bytes(int64_t num_rows, int64_t in_features) {
 }
 
 void int8_tiles_prepare(void* prepared, const float* hidden, int64_t row_begin, int64_t row_end,
-                        int64_t num_rows, int64_t in_features) {
-  const int64_t steps = int8_tile_steps(in_features);
+                        int64_t num_rows, const Linear& linear) {
+  const int64_t in_features = linear.in_features, steps = int8_tile_steps(in_features);
   const Int8TilesRows rows(prepared, num_rows, in_features);
   for (int64_t row = row_begin; row < round_up(row_end, kTileBlock); ++row) {
     const float* source = hidden + row * in_features;
     const bool exists = row < row_end;
     RowQuantizer quantizer = {};
-    if (exists) quantizer = row_quantizer<kInt8TilesSteps>(source, in_features);
+    if (exists) quantizer = row_quantizer<kInt8TilesSteps>(source, linear);
     for (int64_t step = 0; step < steps; ++step) {
       uint8_t* out = rows.blocks +
                      ((row / kTileBlock * steps + step) * 2 + row % kTileBlock / 16) *

@@ -134,6 +134,14 @@ PyObject* py_adopt_linear(PyObject*, PyObject* const* values, Py_ssize_t count) 
   return PyCapsule_New(made, kLinearName, free_linear);
 }
 
+// set_input_range(linear, low, high): before its first use
+PyObject* py_set_input_range(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments a(values, count, 3);
+  auto* packed = a.capsule<PackedLinear>(kLinearName);
+  const float low = a.number(), high = a.number();
+  return none_after(a, [&] { packed->linear.input_range = {low, high}; });
+}
+
 // linear_memory(linear) -> (address, bytes) of the laid out weights; 0 bytes where it was adopted
 PyObject* py_linear_memory(PyObject*, PyObject* const* values, Py_ssize_t count) {
   Arguments a(values, count, 1);
@@ -269,6 +277,7 @@ const PyMethodDef own_methods[] = {
     fast("stream_bytes", py_stream_bytes),
     fast("pack_linear", py_pack_linear),
     fast("adopt_linear", py_adopt_linear),
+    fast("set_input_range", py_set_input_range),
     fast("linear_memory", py_linear_memory),
     fast("linear_bytes", py_linear_bytes),
     fast("linear", py_linear),

@@ -91,7 +91,7 @@ PackedLinear::PackedLinear(const Kernels* kernels, const char* format, const flo
     kernel->pack(packed.data(), weight, out_features, in_features);
     laid_out = packed.data();
   }
-  linear = {kernel, out_features, in_features, laid_out, bias_padded};
+  linear = {kernel, out_features, in_features, laid_out, bias_padded, {0.0f, 0.0f}};
 }
 
 void linear(Stream& stream, const PackedLinear& weights, LinearCall call) {
@@ -109,7 +109,7 @@ void linear(Stream& stream, const PackedLinear& weights, LinearCall call) {
         ceil_div(rows_per_job(stream, call.num_rows, rows_per_block), unit) * unit;
     run(stream, ceil_div(call.num_rows, rows), [&](int64_t job, int) {
       kernel.prepare(prepared, call.hidden, job * rows, std::min(call.num_rows, (job + 1) * rows),
-                     call.num_rows, layer.in_features);
+                     call.num_rows, layer);
     });
     call.prepared = prepared;
   }

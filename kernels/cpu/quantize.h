@@ -8,6 +8,7 @@
 // They would make the steps coarse for all: the range therefore ends at kClip times the root mean
 // square of the row, and what a value has beyond is its excess, a whole number of steps, multiplied
 // on its own. Nothing saturates. No row has more than 1 / kClip^2 such values (Chebyshev).
+// A layer with an input_range takes that for every row instead; what lies beyond saturates.
 // Every step is one float32 operation with a fixed order: equal integers on every path of the same
 // kSteps.
 #pragma once
@@ -15,6 +16,9 @@
 #include "layer_norm.h"
 
 namespace {
+
+using minibert::InputRange;
+using minibert::Linear;
 
 constexpr float kClip = 3.5f;
 constexpr int64_t kGroup = 4;  // inputs that lie side by side for one output, one 32-bit lane
@@ -82,6 +86,23 @@ inline RowQuantizer row_quantizer(const float* row, int64_t size) {
   const float steps_per_unit = (float)kSteps / range;
   const float zero_point = __builtin_rintf(-lowest * steps_per_unit);
   return {steps_per_unit, zero_point, limit, {range / (float)kSteps, (int32_t)zero_point, 0}};
+}
+
+// Without a look at the values, but for whether they are finite.
+template <int kSteps>
+inline RowQuantizer fixed_quantizer(const float* row, int64_t size, InputRange fixed) {
+  const float range = fixed.high - fixed.low, infinity = __builtin_inff();
+  if (!all_finite(row, size)) return {0.0f, 0.0f, infinity, {__builtin_nanf(""), 0, 0}};
+  const float steps_per_unit = (float)kSteps / range;
+  const float zero_point = __builtin_rintf(-fixed.low * steps_per_unit);
+  return {steps_per_unit, zero_point, infinity, {range / (float)kSteps, (int32_t)zero_point, 0}};
+}
+
+template <int kSteps>
+inline RowQuantizer row_quantizer(const float* row, const Linear& linear) {
+  if (linear.input_range.low < linear.input_range.high)
+    return fixed_quantizer<kSteps>(row, linear.in_features, linear.input_range);
+  return row_quantizer<kSteps>(row, linear.in_features);
 }
 
 // Quantises inputs begin..begin+lanes of a row: returns q as whole numbers in float, appends what is

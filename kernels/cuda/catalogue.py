@@ -60,6 +60,7 @@ def _all(target: Target) -> Iterator[Launch]:
             yield launch.pool(target, dtype, mode, num_seqs=4, hidden_size=384)
         yield launch.copy_columns(target, dtype, "float32", num_rows=4, written_columns=384)
     yield launch.quantize_rows(target, "float16", num_tokens=64)
+    yield launch.quantize_rows_fixed(target, "float16", num_tokens=64)
     for activation in ("gelu", None):
         yield from _linear(target, "float16", activation, _TOKENS, quantized=True)
 

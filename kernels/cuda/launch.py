@@ -55,6 +55,7 @@ __all__ = [
     "normalize",
     "pool",
     "quantize_rows",
+    "quantize_rows_fixed",
     "softmax",
     "sparse_tiles",
     "target_for",
@@ -107,6 +108,12 @@ def quantize_rows(target: Target, dtype: str, *, num_tokens: int) -> Launch:
     """Launch of quantize_rows.cu."""
     kernel = f"quantize_rows_kernel<{element_type(target, dtype)}>"
     return Launch("quantize_rows.cu", kernel, _row_grid(num_tokens), 128)
+
+
+def quantize_rows_fixed(target: Target, dtype: str, *, num_tokens: int) -> Launch:
+    """Launch of quantize_rows_fixed.cu."""
+    kernel = f"quantize_rows_fixed_kernel<{element_type(target, dtype)}>"
+    return Launch("quantize_rows_fixed.cu", kernel, _row_grid(num_tokens), 128)
 
 
 def softmax(target: Target, dtype: str, *, num_rows: int, num_columns: int) -> Launch:

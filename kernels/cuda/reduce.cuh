@@ -59,8 +59,7 @@ struct Quantizer {
   RowScale stored;
 };
 
-__device__ __forceinline__ Quantizer row_quantizer(Range range) {
-  const float low = warp_min(range.low), high = warp_max(range.high);
+__device__ __forceinline__ Quantizer range_quantizer(float low, float high) {
   const float width = high - low;
   Quantizer row;
   row.steps_per_unit = width > 0.0f ? 255.0f / width : 0.0f;
@@ -69,6 +68,10 @@ __device__ __forceinline__ Quantizer row_quantizer(Range range) {
   row.stored.scale = width / 255.0f;
   row.stored.zero_point = __float2int_rn(row.shift);
   return row;
+}
+
+__device__ __forceinline__ Quantizer row_quantizer(Range range) {
+  return range_quantizer(warp_min(range.low), warp_max(range.high));
 }
 
 __device__ __forceinline__ uint32 quantize(float x, const Quantizer& row) {

@@ -34,12 +34,17 @@ if TYPE_CHECKING:
 @click.option(
     "--min-cosine",
     type=click.FloatRange(0.0, 1.0, min_open=True),
-    default=0.9996,
-    show_default=True,
-    help="Leave layers in float, the most harmful first, until the mean cosine is this.",
+    help="Leave layers in float, the most harmful first, until the mean cosine is this; with "
+    "--static they get their own ranges back before.  [default: 0.9996; 0.99 with --static]",
 )
 @click.option("--no-gate", is_flag=True, help="Leave no layer in float, whatever it costs.")
 @click.option("--migrate", is_flag=True, help="Move outliers of the attention into the weights.")
+@click.option(
+    "--static",
+    type=click.Choice(["percentile", "mse", "kl", "minmax"]),
+    help="Fix the range of each layer's inputs by this method; without it each token has its own, "
+    "which is closer to the original.",
+)
 @debug_option
 def command(
     model: str,
@@ -52,9 +57,10 @@ def command(
     bits: str,
     embedding_bits: str,
     rounding: str,
-    min_cosine: float,
+    min_cosine: float | None,
     no_gate: bool,
     migrate: bool,
+    static: str | None,
 ) -> None:
     """Write a copy of MODEL with int8 or int4 weights to the folder OUTPUT.
 
@@ -63,7 +69,15 @@ def command(
     """
     texts = read_texts(texts_file, field_name, max_texts)
 
-    from minibert.compress.quantize import QuantizeOptions, quantize_model
+    from minibert.compress.quantize import (
+        MIN_COSINE,
+        STATIC_MIN_COSINE,
+        QuantizeOptions,
+        quantize_model,
+    )
+
+    if min_cosine is None:
+        min_cosine = MIN_COSINE if static is None else STATIC_MIN_COSINE
 
     options = QuantizeOptions(
         bits=int(bits),
@@ -71,6 +85,7 @@ def command(
         rounding=cast("Rounding", rounding),
         min_cosine=None if no_gate else min_cosine,
         migrate=migrate,
+        static=static,
     )
     result = quantize_model(
         local_model(model),

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from minibert.compress.gate import leave_layers_alone
 from minibert.compress.output import atomic_folder, check_output
 from minibert.compress.report import Report, report
 from minibert.compress.run import TextRun
@@ -18,6 +20,7 @@ from minibert.fidelity import compare
 from minibert.loading import LoadedModel, load_model
 from minibert.ops.recording import StatisticsObserver
 from minibert.sentence_config import read_modules
+from minibert.weights.calibrate import METHODS, activation_range
 from minibert.weights.checkpoint import EncoderWeights, LayerWeights, LinearWeights
 from minibert.weights.quantize import (
     QuantizedMatrix,
@@ -33,6 +36,12 @@ LINEARS = ("qkv", "attention_output", "intermediate", "output")
 _FILE_PARTS = {"qkv": ("query", "key", "value")}
 Say = Callable[[str], None]
 
+MIN_COSINE = 0.9996
+"""Mean cosine to the original that the gate keeps, where nothing else is asked for."""
+STATIC_MIN_COSINE = 0.99
+"""The same for fixed ranges, which no text set keeps as close."""
+_MANY_TEXTS = 96
+
 
 @dataclass(frozen=True, slots=True)
 class QuantizeOptions:
@@ -46,13 +55,16 @@ class QuantizeOptions:
         min_cosine: mean cosine to the original, over the calibration texts, that must be kept;
             layers are left in float, worst first, until it is. None leaves none.
         migrate: move outliers of the attention's context into the next weights.
+        static: fix the range of each layer's inputs beforehand, by one of
+            `weights.calibrate.METHODS`; None leaves each token its own.
     """
 
     bits: int = 8
     embedding_bits: int = 8
     rounding: Rounding = "second-order"
-    min_cosine: float | None = 0.9996
+    min_cosine: float | None = MIN_COSINE
     migrate: bool = False
+    static: str | None = None
 
     def __post_init__(self) -> None:
         """Check ranges.
@@ -68,6 +80,14 @@ class QuantizeOptions:
             raise InputError(f"rounding must be nearest or second-order, got {self.rounding!r}")
         if self.min_cosine is not None and not 0.0 < self.min_cosine <= 1.0:
             raise InputError(f"min_cosine must be above 0 and at most 1, got {self.min_cosine}")
+        if self.static is None:
+            return
+        if self.static not in METHODS:
+            raise InputError(f"static must be one of {', '.join(METHODS)}, got {self.static!r}")
+        if self.bits != 8:
+            raise InputError(f"static must come with 8 bits, got {self.bits}, which run in float")
+        if self.migrate:
+            raise InputError("static must not come with migrate, which changes what was measured")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +97,8 @@ class LayerOutcome:
     Attributes:
         name: as `prepare_linear` is given it.
         output_error: relative error of its outputs through its weights alone.
-        state: "int8", "int4"; "int8 weights, float activations"; or "float".
+        state: "int8", "int4"; "int8, each token's own range" in a model of fixed ones; "int8
+            weights, float activations"; or "float".
     """
 
     name: str
@@ -116,7 +137,8 @@ def quantize_model(
 
     Raises:
         InputError: too few texts, a model that is quantised already, 4 bits for a sparse model, a
-            target that is taken, or a min_cosine that not even float layers reach.
+            target that is taken, a min_cosine that not even float layers reach, or inputs of a
+            layer that are all zero and have no range.
         CheckpointError: the original cannot be loaded.
     """
     options = options or QuantizeOptions()
@@ -133,7 +155,7 @@ def quantize_model(
     say(f"Recording {run.num_texts} texts ({run.num_tokens:,} tokens) of {text_set.origin} ...")
     observer = StatisticsObserver()
     expected = run.embeddings(observer=observer)
-    work = _Work(loaded, options, observer.statistics, run, expected)
+    work = _Work(loaded, options, observer.statistics, run, expected, text_set.calibration)
     say(f"Quantizing {len(work.names)} layers to int{options.bits} ...")
     work.quantize()
     work.gate(say)
@@ -157,12 +179,15 @@ class _Work:
         statistics: Mapping[str, LinearStatistics],
         run: TextRun,
         expected: NDArray[np.float32],
+        texts: Sequence[str],
     ) -> None:
         self.loaded = loaded
         self.options = options
         self.statistics = statistics
         self.run = run
         self.expected = expected
+        self.every = 3 if len(texts) >= _MANY_TEXTS else 1
+        self.sample = TextRun(loaded, texts[:: self.every], device=run.device)
         self.original = loaded.weights
         self.scales: dict[int, NDArray[np.float32]] = {}
         if options.migrate:
@@ -172,6 +197,10 @@ class _Work:
         ]
         self.matrices: dict[str, QuantizedMatrix] = {}
         self.tables: dict[str, QuantizedMatrix] = {}
+        self.ranges: dict[str, tuple[float, float]] = {}
+        if options.static is not None:
+            self.ranges = {name: self._range(name, options.static) for name in self.names}
+        self.own_range: set[str] = set()  # of a model of fixed ones
         self.weights_only: set[str] = set()  # int8 in the file, float when it runs
         self.untouched: set[str] = set()  # float in the file
 
@@ -190,6 +219,12 @@ class _Work:
             found.low *= inverse
             found.high *= inverse
         self.original = replace(self.original, layers=tuple(layers))
+
+    def _range(self, name: str, method: str) -> tuple[float, float]:
+        low, high = (float(np.float32(x)) for x in activation_range(self.statistics[name], method))
+        if not low < high:
+            raise InputError(f"texts must give {name} inputs other than 0 to fix their range")
+        return low, high
 
     def quantize(self) -> None:
         for name in self.names:
@@ -220,7 +255,10 @@ class _Work:
                 if name not in self.untouched:
                     runs_as_int8 = self.options.bits == 8 and name not in self.weights_only
                     linear = replace(
-                        linear, weight=self.matrices[name].values, quantized=runs_as_int8
+                        linear,
+                        weight=self.matrices[name].values,
+                        quantized=runs_as_int8,
+                        input_range=self.fixed_range(name),
                     )
                 parts[part] = linear
             layers.append(replace(layer, **parts))
@@ -233,51 +271,40 @@ class _Work:
             original, layers=tuple(layers), word=word, position=position, token_type=token_type
         )
 
+    def fixed_range(self, name: str) -> tuple[float, float] | None:
+        if name in self.own_range | self.weights_only | self.untouched:
+            return None
+        return self.ranges.get(name)
+
     def cosine(self) -> float:
         found = self.run.embeddings(self.weights(), dtype=None)
         return compare(self.expected, found).mean_cosine
 
+    def quick_cosine(self) -> float:
+        """Of every third text, where there are many: enough to tell layers from one another."""
+        found = self.sample.embeddings(self.weights(), dtype=None)
+        return compare(self.expected[:: self.every], found).mean_cosine
+
     def gate(self, say: Say) -> None:
-        """Leave layers in float, the most harmful first, until min_cosine is kept."""
+        """Leave layers their own ranges or in float, the worst first, until min_cosine is kept."""
         wanted = self.options.min_cosine
-        if wanted is None or self.cosine() >= wanted:
+        if wanted is None:
             return
         stages = [self.untouched] if self.options.bits == 4 else [self.weights_only, self.untouched]
-        for left_alone in stages:
-            say(f"Below {wanted}: looking for the layers that cost most ...")
-            order = self._by_harm(left_alone)
-            left_alone.update(order)
-            if self.cosine() < wanted:
-                continue  # not even all of them are enough: the next stage goes further
-            low, high = 1, len(order)  # the fewest that are enough
-            while low < high:
-                middle = (low + high) // 2
-                left_alone.difference_update(order)
-                left_alone.update(order[:middle])
-                low, high = (low, middle) if self.cosine() >= wanted else (middle + 1, high)
-            left_alone.difference_update(order)
-            left_alone.update(order[:low])
-            return
-        raise InputError(
-            f"min_cosine must be at most {self.cosine():.6f}, which this model keeps with int8 "
-            f"embeddings and all layers in float, got {wanted}: try --embedding-bits 32"
-        )
-
-    def _by_harm(self, left_alone: set[str]) -> list[str]:
-        """Layers by the cosine that each costs on its own, most harmful first."""
-        everything = set(self.names)
-        harm = {}
-        for name in self.names:
-            left_alone.update(everything - {name})
-            left_alone.discard(name)
-            harm[name] = 1.0 - self.cosine()
-        left_alone.clear()
-        return sorted(self.names, key=lambda name: -harm[name])
+        if self.ranges:
+            stages.insert(0, self.own_range)
+        if not leave_layers_alone(self.names, stages, wanted, self.cosine, self.quick_cosine, say):
+            raise InputError(
+                f"min_cosine must be at most {self.cosine():.6f}, which this model keeps with int8 "
+                f"embeddings and all layers in float, got {wanted}: try --embedding-bits 32"
+            )
 
     def outcomes(self) -> tuple[LayerOutcome, ...]:
         found = []
         for name in self.names:
             state = f"int{self.options.bits}"
+            if self.ranges and name in self.own_range:
+                state = "int8, each token's own range"
             if name in self.untouched:
                 state = "float"
             elif name in self.weights_only:
@@ -297,17 +324,17 @@ class _Work:
             full = checkpoint.prefix + checkpoint.table.embeddings[part]
             _put(checkpoint, full, matrix.weight_q, matrix.weight_scale)
         checkpoint.save(target)
-        changes = {
-            "quantization_config": {
-                "quant_method": "minibert",
-                "weight_bits": self.options.bits,
-                "embedding_bits": self.options.embedding_bits,
-                "float_layers": [
-                    name for name in self.names if name in self.weights_only | self.untouched
-                ],
-            }
+        in_float = self.weights_only | self.untouched
+        found: dict[str, object] = {
+            "quant_method": "minibert",
+            "weight_bits": self.options.bits,
+            "embedding_bits": self.options.embedding_bits,
+            "float_layers": [name for name in self.names if name in in_float],
         }
-        write_config(source / "config.json", target / "config.json", changes)
+        if self.ranges:
+            found["static"] = self.options.static
+            found["dynamic_layers"] = [n for n in self.names if n in self.own_range - in_float]
+        write_config(source / "config.json", target / "config.json", {"quantization_config": found})
 
     def _write_layer(self, checkpoint: Checkpoint, name: str) -> None:
         i, part = _place(name)
@@ -323,7 +350,8 @@ class _Work:
                 if linear.bias is not None:
                     checkpoint.write(checkpoint.layer_name(i, file_part, "bias"), linear.bias[own])
             if name not in self.untouched:
-                _put(checkpoint, full, matrix.weight_q[own], matrix.weight_scale[own])
+                fixed = self.fixed_range(name)
+                _put(checkpoint, full, matrix.weight_q[own], matrix.weight_scale[own], fixed)
 
 
 def migrate_layer(layer: LayerWeights, scales: NDArray[np.float32]) -> LayerWeights:
@@ -348,9 +376,16 @@ def migrate_layer(layer: LayerWeights, scales: NDArray[np.float32]) -> LayerWeig
 
 
 def _put(
-    checkpoint: Checkpoint, full: str, weight_q: NDArray[np.int8], scale: NDArray[np.float32]
+    checkpoint: Checkpoint,
+    full: str,
+    weight_q: NDArray[np.int8],
+    scale: NDArray[np.float32],
+    input_range: tuple[float, float] | None = None,
 ) -> None:
-    checkpoint.replace(full, {f"{full}_q": weight_q, f"{full}_scale": scale})
+    parts: dict[str, NDArray[Any]] = {f"{full}_q": weight_q, f"{full}_scale": scale}
+    if input_range is not None:
+        parts[f"{full.removesuffix('weight')}input_range"] = np.array(input_range, np.float32)
+    checkpoint.replace(full, parts)
 
 
 def _place(name: str) -> tuple[int, str]:

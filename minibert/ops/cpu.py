@@ -139,6 +139,7 @@ class CpuOps:
         name: str,
         dtype: str | None = None,
         sparsity: str | None = None,
+        input_range: tuple[float, float] | None = None,
     ) -> Any:
         """See `Ops.prepare_linear`: packed into panels of the path."""
         values = np.ascontiguousarray(weight, np.float32)
@@ -166,6 +167,8 @@ class CpuOps:
             )
         except ValueError as error:
             raise DeviceError(f"{name}: {error}") from error
+        if input_range is not None and chosen == "int8":
+            self._native.set_input_range(handle, *input_range)
         if self.packed and found is None:
             self.packed.add(name, chosen, shape, handle)
         return CpuLinear(handle, out_features, in_features, chosen, self.packed)

@@ -170,6 +170,7 @@ class CudaOps(CudaOperations):
         name: str,
         dtype: str | None = None,
         sparsity: str | None = None,
+        input_range: tuple[float, float] | None = None,
     ) -> Linear:
         """See `Ops.prepare_linear`. int8 is for the encoder's layers; heads stay float16.
 
@@ -187,6 +188,7 @@ class CudaOps(CudaOperations):
             quantized=quantized,
             name=name,
             sparsity=sparsity,
+            input_range=input_range,
         )
 
     def prepare_layer_norm(

@@ -110,7 +110,9 @@ class CudaOperations:
             in_features=weights.stored_in,
             quantized=quantized,
         )
-        operand, act_scale = self._quantized(hidden) if quantized else (hidden, None)
+        operand, act_scale = (
+            self._quantized(hidden, weights.input_range) if quantized else (hidden, None)
+        )
         scales: tuple[Any, ...] = ()
         if narrow or quantized:
             row_scale = act_scale.data if act_scale else None
@@ -277,28 +279,36 @@ class CudaOperations:
     ) -> DeviceArray:
         return self._running().new(num_rows, num_columns, dtype, per_seq=per_seq)
 
-    def _new_quantized(self, array: DeviceArray) -> tuple[DeviceArray, DeviceArray]:
-        """Room for the int8 companion of an array: its rows, and the RowScale of each."""
+    def _new_int8(self, array: DeviceArray) -> tuple[DeviceArray, DeviceArray]:
+        """Room for an array's rows as int8, and the RowScale of each."""
         rows = array.num_rows
-        array.quantized = (
+        return (
             self._new(rows, array.num_columns, "int8", array.per_seq),
             self._running().new(rows, 2, "float32", per_seq=array.per_seq, padded=False),
         )
+
+    def _new_quantized(self, array: DeviceArray) -> tuple[DeviceArray, DeviceArray]:
+        """Room for the int8 companion of an array."""
+        array.quantized = self._new_int8(array)
         return array.quantized
 
-    def _quantized(self, hidden: DeviceArray) -> tuple[DeviceArray, DeviceArray]:
-        """The int8 companion of an array, made by its producer or now."""
-        if hidden.quantized is not None:
+    def _quantized(
+        self, hidden: DeviceArray, fixed: tuple[float, float] | None
+    ) -> tuple[DeviceArray, DeviceArray]:
+        """The int8 companion of an array, made by its producer or now; or by a fixed range."""
+        if fixed is None and hidden.quantized is not None:
             return hidden.quantized
-        made = self._new_quantized(hidden)
+        made = self._new_quantized(hidden) if fixed is None else self._new_int8(hidden)
+        choose = launches.quantize_rows if fixed is None else launches.quantize_rows_fixed
         self._launch(
-            launches.quantize_rows(self.device.target, hidden.dtype, num_tokens=hidden.num_rows),
+            choose(self.device.target, hidden.dtype, num_tokens=hidden.num_rows),
             *_data(made),
             hidden.data,
             hidden.num_rows,
             hidden.row_stride,
             hidden.row_stride,
             made[0].row_stride,
+            *(fixed or ()),
         )
         return made
 

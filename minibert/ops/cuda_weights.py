@@ -40,6 +40,7 @@ class Linear:
         weight_sum: (stored_out,) int32, sums of the rows of an int8 weight, else None.
         in_features: columns of its input.
         out_features: columns of its output.
+        input_range: (low, high) fixed for its input in int8, or None.
     """
 
     weight: Any
@@ -50,6 +51,7 @@ class Linear:
     out_features: int
     stored_in: int
     places: Any = None
+    input_range: tuple[float, float] | None = None
 
     @property
     def stored_out(self) -> int:
@@ -129,6 +131,7 @@ def make_linear(
     quantized: bool,
     name: str,
     sparsity: str | None = None,
+    input_range: tuple[float, float] | None = None,
 ) -> Linear:
     """Lay out a linear layer; `dtype` is that of activations, and of weights not quantized.
 
@@ -166,6 +169,7 @@ def make_linear(
         out_features,
         stored_in,
         places,
+        input_range if quantized else None,
     )
 
 

@@ -102,6 +102,7 @@ class Ops(Protocol):
         name: str,
         dtype: str | None = None,
         sparsity: str | None = None,
+        input_range: tuple[float, float] | None = None,
     ) -> Any:
         """Lay out one linear layer.
 
@@ -118,6 +119,10 @@ class Ops(Protocol):
                 every row at least; "block", the same inputs for each 16 consecutive rows; None,
                 nothing is known. A device may profit from it; the result is the product with the
                 weight as it is given.
+            input_range: (low, high), low <= 0 <= high, for which `hidden` is quantised to 8 bits;
+                what lies beyond saturates. A device that computes this layer in int8 takes it in
+                the place of each row's own range; the reference quantises and goes on in float;
+                one that computes the layer in float leaves it aside.
         """
         ...
 

@@ -98,9 +98,12 @@ class RecordingOps:
         name: str,
         dtype: str | None = None,
         sparsity: str | None = None,
+        input_range: tuple[float, float] | None = None,
     ) -> _Named:
         """See `Ops.prepare_linear`; keeps the name."""
-        inner = self.inner.prepare_linear(weight, bias, name=name, dtype=dtype, sparsity=sparsity)
+        inner = self.inner.prepare_linear(
+            weight, bias, name=name, dtype=dtype, sparsity=sparsity, input_range=input_range
+        )
         return _Named(name, inner)
 
     def prepare_layer_norm(

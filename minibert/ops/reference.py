@@ -22,6 +22,7 @@ from minibert.batch import Batch
 from minibert.errors import DeviceOptionError
 from minibert.ops.activations import activate
 from minibert.ops.interface import Activation, ForwardShape, PoolMode
+from minibert.weights.quantize import quantize_activations
 
 FloatArray = NDArray[Any]
 _SCORES_BLOCK = 1 << 20  # attention scores alive at once, in elements: 4 MB of float32
@@ -33,6 +34,7 @@ DTYPES = ("float32", "float64")
 class _Linear:
     weight: FloatArray  # (out_features, in_features)
     bias: FloatArray | None
+    input_range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +95,13 @@ class ReferenceOps:
         name: str,
         dtype: str | None = None,
         sparsity: str | None = None,
+        input_range: tuple[float, float] | None = None,
     ) -> _Linear:
         """See `Ops.prepare_linear`: float32 stays where it is, in the mapped file; zeros, too."""
         return _Linear(
             weight.astype(self._float, copy=False),
             None if bias is None else bias.astype(self._float, copy=False),
+            input_range,
         )
 
     def prepare_layer_norm(
@@ -156,8 +160,10 @@ class ReferenceOps:
         """See `Ops.linear`."""
         out = np.empty((hidden.shape[0], weights.weight.shape[0]), self._float)
         for begin, end in self._row_blocks(hidden.shape[0]):
-            block = out[begin:end]
-            np.matmul(hidden[begin:end], weights.weight.T, out=block)
+            block, rows = out[begin:end], hidden[begin:end]
+            if weights.input_range is not None:
+                rows = quantize_activations(rows, threshold=weights.input_range)
+            np.matmul(rows, weights.weight.T, out=block)
             if weights.bias is not None:
                 block += weights.bias
             if activation is not None:

@@ -52,10 +52,14 @@ class SimulatedOps(ReferenceOps):
         name: str,
         dtype: str | None = None,
         sparsity: str | None = None,
+        input_range: tuple[float, float] | None = None,
     ) -> Any:
         """See `Ops.prepare_linear`; keeps the name."""
         return _Named(
-            name, super().prepare_linear(weight, bias, name=name, dtype=dtype, sparsity=sparsity)
+            name,
+            super().prepare_linear(
+                weight, bias, name=name, dtype=dtype, sparsity=sparsity, input_range=input_range
+            ),
         )
 
     def linear(

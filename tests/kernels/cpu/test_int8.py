@@ -174,3 +174,68 @@ def test_every_path_has_int8() -> None:
     if not loader.available()[0]:
         pytest.skip(loader.available()[1])
     assert all("int8" in path.formats for path in loader.all_paths())
+
+
+# ---- a range fixed beforehand ------------------------------------------------------------------
+def fixed_integers(x: Any, weight: Any, bias: Any, steps: int, fixed: tuple[float, float]) -> Any:
+    """What int8 must give with a fixed range: as `integers`, but values beyond saturate."""
+    low, high = map(np.float32, fixed)
+    per_unit = np.float32(steps) / (high - low)
+    zero_point = np.rint(-low * per_unit)
+    with np.errstate(over="ignore"):
+        q = np.clip(np.rint(x * per_unit) + zero_point, 0, steps) - zero_point
+    weight_q, weight_scale = quantize_weight(weight)
+    acc = q.astype(np.int64) @ weight_q.T
+    scale = (high - low) / np.float32(steps) * weight_scale[None, :]
+    return acc.astype(np.float32) * scale + bias
+
+
+def run_fixed(ops: Any, put: Any, x: Any, weight: Any, bias: Any, fixed: Any) -> Any:
+    weights = ops.prepare_linear(weight, bias, name="test", input_range=fixed)
+    with ops.stream(alone=True) as running:
+        return running.download(running.linear(put(running, x), weights))
+
+
+@pytest.mark.parametrize("fixed", [(-2.5, 3.0), (-0.17, 6.0), (0.0, 1.0), (-1e4, 1e4)], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_fixed_range_saturates_and_is_exact_within(
+    isa: str, make_ops: Any, reference: Any, shape: tuple[int, int, int], fixed: Any
+) -> None:
+    rows, out_features, in_features = shape
+    rng = np.random.default_rng(sum(shape))
+    x = rng.standard_normal((rows, in_features)).astype(np.float32)
+    x[:, ::50] *= 20  # most of them beyond
+    x[0, 0] = 3e38
+    x[-1, -1] = -3e38
+    weight = rng.standard_normal((out_features, in_features)).astype(np.float32)
+    bias = rng.standard_normal(out_features).astype(np.float32)
+    ops = make_ops("int8", isa=isa)
+    out = run_fixed(ops, reference.put, x, weight, bias, fixed)
+    assert out.tobytes() == fixed_integers(x, weight, bias, steps_of(isa), fixed).tobytes()
+    alone = [run_fixed(ops, reference.put, row[None], weight, bias, fixed) for row in x[:9]]
+    assert np.concatenate(alone).tobytes() == out[:9].tobytes()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_fixed_range_does_not_hide_what_is_not_finite(
+    isa: str, make_ops: Any, reference: Any, bad: float
+) -> None:
+    x = np.random.default_rng(2).standard_normal((5, 37)).astype(np.float32)
+    weight = np.random.default_rng(3).standard_normal((20, 37)).astype(np.float32)
+    ops = make_ops("int8", isa=isa)
+    clean = run_fixed(ops, reference.put, x, weight, None, (-3.0, 3.0))
+    x[2, 36] = bad
+    out = run_fixed(ops, reference.put, x, weight, None, (-3.0, 3.0))
+    assert np.isnan(out[2]).all()
+    assert np.delete(out, 2, 0).tobytes() == np.delete(clean, 2, 0).tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_float_formats_leave_a_fixed_range_aside(make_ops: Any, reference: Any, dtype: str) -> None:
+    if not loader.available()[0]:
+        pytest.skip(loader.available()[1])
+    x = np.random.default_rng(4).standard_normal((5, 40)).astype(np.float32)
+    weight = np.random.default_rng(5).standard_normal((9, 40)).astype(np.float32)
+    ops = make_ops(dtype)
+    found = run_fixed(ops, reference.put, x, weight, None, (-0.1, 0.1))
+    assert found.tobytes() == run(ops, reference.put, x, weight, None).tobytes()

@@ -202,3 +202,42 @@ def test_embeddings_are_gathered_added_and_normalised(
     if norm:
         ref = reference.layer_norm(x, weight.astype(np.float64), bias.astype(np.float64), EPS)
     assert_as_good_as_plain(bench.get(out), rounded(ref, dtype), ref)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", [(1, 384), (5, 24), (3, 1536), (2, 136)])
+def test_rows_are_quantized_to_a_fixed_range(
+    bench: Bench, shape: tuple[int, int], dtype: str
+) -> None:
+    values = hard_values(1, shape)
+    hidden = stored(values, dtype)
+    padded, (tokens, stride) = -(-shape[1] // 16) * 16, shape
+    low, high = np.float32(-0.25), np.float32(0.5)
+    assert (values < low).any() and (values > high).any()
+    found = []
+    for damage in (False, True):
+        if damage:
+            infinity = {"float32": np.inf, "float16": np.inf, "bfloat16": 0x7F80}[dtype]
+            hidden = hidden.copy()
+            hidden[-1, 3] = infinity
+        out_q, scale = bench.empty((tokens, padded), "int8"), bench.empty((tokens, 2), "float32")
+        bench.launch(
+            launch.quantize_rows_fixed(bench.target, dtype, num_tokens=tokens),
+            *(out_q, scale, bench.put(hidden), tokens, stride, stride, padded),
+            *(float(low), float(high)),
+        )
+        found.append((bench.get(out_q), bench.get(scale)))
+    (out_q, scale), (_, damaged) = found
+    x = widened(stored(values, dtype))
+    per_unit = np.float64(255) / (float(high) - float(low))
+    zero_point = np.rint(-float(low) * per_unit) - 128
+    wanted = np.clip(np.rint(x * per_unit) + zero_point, -128, 127)
+    # A product that float32 rounds over the edge of a step is one step away.
+    near_edge = np.abs(x * per_unit - np.floor(x * per_unit) - 0.5) < 2 * 255 * 2.0**-23
+    assert np.array_equal(out_q[:, : shape[1]][~near_edge], wanted[~near_edge])
+    assert np.abs(out_q[:, : shape[1]] - wanted).max() <= 1
+    assert np.all(out_q[:, shape[1] :] == 0)
+    assert np.all(scale[:, 1].copy().view(np.int32) == zero_point)
+    assert np.allclose(scale[:, 0], 1 / per_unit, rtol=2.0**-23, atol=0)
+    # A row that is not finite says so, whatever its values saturate to; the others do not.
+    assert np.isnan(damaged[-1, 0]) and np.isfinite(damaged[:-1, 0]).all()
