@@ -61,8 +61,9 @@ size_t pairs_prepared_bytes(int64_t num_rows, int64_t in_features) {
 
 template <int kParts>
 void pairs_prepare(void* prepared, const float* hidden, int64_t row_begin, int64_t row_end,
-                   int64_t, int64_t in_features) {
+                   int64_t, const Linear& linear) {
   constexpr int64_t kPart = 2 * kPairsDepth;
+  const int64_t in_features = linear.in_features;
   const int64_t steps = ceil_div(in_features, kPairsDepth);
   for (int64_t row = row_begin; row < round_up(row_end, 2); ++row) {
     auto* out = (uint16_t*)prepared + (row / 2 * steps * kParts * 2 + row % 2) * kPairsDepth;

@@ -79,14 +79,15 @@ size_t int8_pairs_prepared_bytes(int64_t num_rows, int64_t in_features) {
 }
 
 void int8_pairs_prepare(void* prepared, const float* hidden, int64_t row_begin, int64_t row_end,
-                        int64_t num_rows, int64_t in_features) {
+                        int64_t num_rows, const Linear& linear) {
+  const int64_t in_features = linear.in_features;
   const Int8PairsRows rows(prepared, num_rows, in_features);
   const int64_t depth = round_up(in_features, kInt8PairsDepth);
   for (int64_t row = row_begin; row < round_up(row_end, 2); ++row) {
     const float* source = hidden + row * in_features;
     const bool exists = row < row_end;
     RowQuantizer quantizer = {};
-    if (exists) quantizer = row_quantizer<kInt8PairsSteps>(source, in_features);
+    if (exists) quantizer = row_quantizer<kInt8PairsSteps>(source, linear);
     uint8_t* values = rows.values + row / 2 * rows.pair_bytes + row % 2 * kInt8PairsDepth;
     for (int64_t c = 0; c < depth; c += Vec::kLanes) {
       uint8_t* out = values + c / kInt8PairsDepth * 2 * kInt8PairsDepth + c % kInt8PairsDepth;
