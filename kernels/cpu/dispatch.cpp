@@ -1,6 +1,5 @@
 #include "dispatch.h"
 
-#include <algorithm>
 #include <vector>
 
 #include "cpu_features.h"
@@ -29,7 +28,7 @@ namespace {
 
 std::vector<Path> find_paths() {
   const Features f = detect_features();
-  std::vector<Path> paths = {
+  const Path all[] = {
 #if defined(__x86_64__)
       {amx_path, f.amx, "AVX-512, AMX tiles for int8 and bfloat16, and the system's permission"},
       {avx512_vnni_path, f.avx512_vnni, "AVX-512 F, BW, VL, DQ, VNNI"},
@@ -50,8 +49,10 @@ std::vector<Path> find_paths() {
       {neon_bf16_software_path, f.avx2, "AVX2, FMA, F16C"},
 #endif
   };
-  const auto left_out = [](const Path& path) { return path.kernels == nullptr; };
-  paths.erase(std::remove_if(paths.begin(), paths.end(), left_out), paths.end());
+  std::vector<Path> paths;
+  for (const Path& path : all) {
+    if (path.kernels != nullptr) paths.push_back(path);  // null: left out of this build
+  }
   return paths;
 }
 

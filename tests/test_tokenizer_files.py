@@ -1,0 +1,196 @@
+"""What a tokenizer reads from a folder: vocab.txt, settings, and files that are damaged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minibert.errors import ConfigError, TokenizerError
+from minibert.tokenizer import Text, Tokenizer
+from tests.checkpoints import edit_json, save_tiny, vocabulary, write_json
+from tests.tokenized import NASTY, ours, pairs_of, random_texts, theirs
+
+
+@pytest.fixture
+def bert(tmp_path: Path) -> Path:
+    return save_tiny(tmp_path / "bert")
+
+
+@pytest.fixture
+def vocab_only(tmp_path: Path) -> Path:
+    folder = tmp_path / "vocab"
+    write_json(folder / "config.json", {"model_type": "bert"})
+    (folder / "vocab.txt").write_text("\n".join(vocabulary()) + "\n", encoding="utf-8")
+    return folder
+
+
+def test_truncation_saved_in_the_file_has_no_effect(bert: Path) -> None:
+    path = bert / "tokenizer.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["truncation"] = {
+        "direction": "Right",
+        "max_length": 3,
+        "strategy": "LongestFirst",
+        "stride": 0,
+    }
+    values["padding"] = {
+        "strategy": {"Fixed": 128},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "[PAD]",
+    }
+    write_json(path, values)
+    assert len(ours(bert, ["the cat sat on the mat"], 64)[0][0]) == 8
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_vocab_txt_alone_gives_the_ids_of_transformers(vocab_only: Path, side: str) -> None:
+    texts: list[Text] = [*NASTY, *random_texts(60, 40, seed=5)]
+    assert ours(vocab_only, texts, 20, side) == theirs(vocab_only, texts, 20, side)
+    couples: list[Text] = list(zip(random_texts(50, 9, 6), random_texts(50, 9, 7), strict=True))
+    assert ours(vocab_only, couples, 12, side) == theirs(vocab_only, couples, 12, side)
+    assert Tokenizer.from_folder(vocab_only).source == "vocab.txt"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_lower_case": False},
+        {"do_lower_case": True, "strip_accents": False},
+        {"tokenize_chinese_chars": False},
+        {"do_lower_case": False, "strip_accents": True},
+    ],
+)
+@pytest.mark.parametrize("source", ["vocab.txt", "tokenizer.json"])
+def test_tokenizer_config_overrules_as_in_transformers(
+    bert: Path, vocab_only: Path, settings: dict[str, Any], source: str
+) -> None:
+    folder = bert if source == "tokenizer.json" else vocab_only
+    values = {"tokenizer_class": "BertTokenizer", "model_max_length": 64, **settings}
+    write_json(folder / "tokenizer_config.json", values)
+    texts: list[Text] = list(NASTY)
+    assert ours(folder, texts, 64) == theirs(folder, texts, 64)
+    notes = Tokenizer.from_folder(folder).notes
+    assert any("tokenizer_config.json" in note for note in notes) or source == "vocab.txt"
+
+
+@pytest.mark.parametrize("name", ["BertTokenizer", "PreTrainedTokenizerFast", None])
+@pytest.mark.parametrize("settings", [{}, {"do_lower_case": True}])
+def test_what_tokenizer_config_leaves_out_is_as_in_transformers(
+    bert: Path, name: str | None, settings: dict[str, Any]
+) -> None:
+    cased = {"lowercase": False, "strip_accents": False, "handle_chinese_chars": False}
+    edit_json(
+        bert / "tokenizer.json", normalizer={"type": "BertNormalizer", "clean_text": True, **cased}
+    )
+    chosen = {} if name is None else {"tokenizer_class": name}
+    write_json(bert / "tokenizer_config.json", {"model_max_length": 64, **chosen, **settings})
+    texts: list[Text] = ["THE Cat", "Café", "你好世界 cat"]
+    assert ours(bert, texts, 64) == theirs(bert, texts, 64)
+    notes = Tokenizer.from_folder(bert).notes
+    assert any("overrules" in note for note in notes) == (name != "PreTrainedTokenizerFast")
+
+
+def test_a_token_that_stands_twice_has_its_last_id_as_in_transformers(vocab_only: Path) -> None:
+    with (vocab_only / "vocab.txt").open("a", encoding="utf-8") as file:
+        file.write("cat\n")
+    assert ours(vocab_only, ["the cat"], 9) == theirs(vocab_only, ["the cat"], 9)
+
+
+@pytest.mark.parametrize("token", [3, None, "[NONE]", {"content": "[NONE]"}])
+def test_special_tokens_must_stand_in_vocab_txt(vocab_only: Path, token: object) -> None:
+    write_json(vocab_only / "tokenizer_config.json", {"unk_token": token})
+    with pytest.raises(TokenizerError, match=r"vocab\.txt must hold the unk_token"):
+        Tokenizer.from_folder(vocab_only)
+
+
+def test_vocab_txt_written_on_windows_is_read(vocab_only: Path, tmp_path: Path) -> None:
+    other = tmp_path / "windows"
+    other.mkdir()
+    (other / "vocab.txt").write_bytes(
+        (vocab_only / "vocab.txt").read_bytes().replace(b"\n", b"\r\n")
+    )
+    texts: list[Text] = list(NASTY)
+    assert ours(other, texts, 64) == ours(vocab_only, texts, 64)
+
+
+def test_lower_casing_comes_first_where_it_is_asked_for(bert: Path) -> None:
+    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": False}
+    edit_json(bert / "tokenizer_config.json", **settings)
+    cased = Tokenizer.from_folder(bert)
+    lowered = Tokenizer.from_folder(bert, do_lower_case=True)
+    plain = pairs_of(cased.encode(["the cat"], max_length=9))
+    assert pairs_of(lowered.encode(["THE Cat"], max_length=9)) == plain
+    assert pairs_of(cased.encode(["THE Cat"], max_length=9)) != plain
+    assert any("lower-cased" in note for note in lowered.notes)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{}", b"[", b"\xff\xfe", b'{"model": {"type": "Magic"}}', b"null", b"[" * 100_000],
+)
+def test_a_damaged_tokenizer_json_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(TokenizerError, match="sound tokenizer file") as caught:
+        Tokenizer.from_folder(tmp_path)
+    assert str(tmp_path / "tokenizer.json") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({}, ["tokenizer.json or vocab.txt", "neither"]),
+        ({"sentencepiece.bpe.model": b"x"}, ["sentencepiece.bpe.model", "save the tokenizer"]),
+        ({"vocab.json": b"{}", "merges.txt": b""}, ["vocab.json", "save the tokenizer"]),
+        ({"vocab.txt": b""}, ["vocab.txt", "[UNK]"]),
+        ({"vocab.txt": b"[UNK]\n[CLS]\n"}, ["vocab.txt", "sep_token", "[SEP]"]),
+        ({"vocab.txt": b"\xff\xfe"}, ["vocab.txt", "UTF-8"]),
+    ],
+)
+def test_missing_or_damaged_files_are_named(
+    tmp_path: Path, files: dict[str, bytes], words: list[str]
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(TokenizerError) as caught:
+        Tokenizer.from_folder(tmp_path)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"do_lower_case": "yes"}, ["do_lower_case", "'yes'"]),
+        ({"strip_accents": 1}, ["strip_accents", "1"]),
+        ({"tokenize_chinese_chars": None}, ["tokenize_chinese_chars", "None"]),
+        ({"model_max_length": "64"}, ["model_max_length", "'64'"]),
+        ({"model_max_length": 0}, ["model_max_length", "0"]),
+        ({"model_max_length": True}, ["model_max_length", "True"]),
+        ({"model_max_length": float("nan")}, ["model_max_length", "nan"]),
+        ({"do_lower_case": None}, ["do_lower_case", "None"]),
+    ],
+)
+@pytest.mark.parametrize("source", ["vocab.txt", "tokenizer.json"])
+def test_wrong_settings_are_refused(
+    bert: Path, vocab_only: Path, settings: dict[str, Any], words: list[str], source: str
+) -> None:
+    folder = bert if source == "tokenizer.json" else vocab_only
+    write_json(folder / "tokenizer_config.json", settings)
+    with pytest.raises(ConfigError, match="tokenizer_config") as caught:
+        Tokenizer.from_folder(folder)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(("limit", "read"), [(64, 64), (512.0, 512), (10**30, None), (1e30, None)])
+def test_model_max_length_is_read_where_it_is_one(
+    bert: Path, limit: float, read: int | None
+) -> None:
+    edit_json(bert / "tokenizer_config.json", model_max_length=limit)
+    assert Tokenizer.from_folder(bert).model_max_length == read
