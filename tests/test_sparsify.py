@@ -246,7 +246,7 @@ def test_what_cannot_be_combined_is_named(tiny: Any, tmp_path: Path) -> None:
         sparsify_model(sparse, new, options, texts=texts())
     with pytest.raises(InputError, match="sparsify its original, then quantize"):
         sparsify_model(quantized, new, options, texts=texts())
-    with pytest.raises(InputError, match="prune its original, then sparsify"):
+    with pytest.raises(InputError, match="prune or distil its original, then sparsify"):
         prune_model(sparse, new, PruneTarget(flops=0.5), texts=texts())
     with pytest.raises(InputError, match="bits must be 8 for a sparse model"):
         quantize_model(sparse, new, options=QuantizeOptions(bits=4), texts=texts())

@@ -97,12 +97,12 @@ def prune_model(
     loaded = load_model(model)
     if loaded.config.quantization is not None:
         raise InputError(
-            f"model must hold float weights to be pruned, '{model}' is quantized: prune its "
-            "original, then quantize the result"
+            f"model must hold float weights, '{model}' is quantized: prune or distil its original, "
+            "then quantize the result"
         )
     if loaded.config.sparsity is not None:
         raise InputError(
-            f"model must be dense to be pruned, '{model}' is sparse: prune its original, then "
+            f"model must be dense, '{model}' is sparse: prune or distil its original, then "
             "sparsify the result"
         )
     count = len(loaded.weights.layers)
