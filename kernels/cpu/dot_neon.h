@@ -13,7 +13,6 @@ struct Dot {
   using type = int32x4_t;
   static constexpr int kLanes = 4;
   static constexpr int kTileRows = 8;
-  static constexpr int kTileVecs = 2;
   static constexpr int kSteps = 255;  // largest quantised activation
 
   static type zero() { return vdupq_n_s32(0); }

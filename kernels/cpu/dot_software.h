@@ -8,7 +8,7 @@
 
 namespace {
 
-template <int kWidth, int kRows, int kVecs>
+template <int kWidth, int kRows>
 struct SoftwareDot {
   struct type {
     int32_t lane[kWidth];
@@ -18,7 +18,6 @@ struct SoftwareDot {
   };
   static constexpr int kLanes = kWidth;
   static constexpr int kTileRows = kRows;
-  static constexpr int kTileVecs = kVecs;
   static constexpr int kSteps = 255;          // largest quantised activation
   static constexpr int kActivationShift = 0;  // what the instruction's operand is less than q
 

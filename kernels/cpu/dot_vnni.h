@@ -10,7 +10,6 @@ namespace {
 
 struct Dot {
   static constexpr int kTileRows = Vec::kTileRows;
-  static constexpr int kTileVecs = 2;
   static constexpr int kLanes = Vec::kLanes;
   static constexpr int kSteps = 255;          // largest quantised activation
   static constexpr int kActivationShift = 0;  // what the instruction's operand is less than q
