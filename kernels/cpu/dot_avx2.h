@@ -37,6 +37,14 @@ struct Dot {
     __asm__("vpaddd %1, %0, %0" : "+x"(sum) : "x"(fours));
   }
   static void store(int32_t* p, type x) { _mm256_store_si256((__m256i*)p, x); }
+  // acc (2 * kLanes) += steps times the weights of one input; TileExcess says what the last two are.
+  static void add_excess(int32_t* acc, const int8_t* group, uint32_t one, int32_t steps) {
+    for (int vec = 0; vec < 2; ++vec, acc += kLanes) {
+      const type picked = pairs(_mm256_set1_epi32((int32_t)one), load(group + vec * kLanes * 4));
+      const type product = _mm256_madd_epi16(picked, _mm256_set1_epi32(steps));
+      store(acc, _mm256_add_epi32(_mm256_load_si256((const __m256i*)acc), product));
+    }
+  }
 
   // Sums of the two weights of each int16 that are positive; that are negative, without the sign.
   static type positive_pairs(type weights) {

@@ -31,6 +31,14 @@ struct Dot {
     __asm__("vpaddd %1, %0, %0" : "+v"(sum) : "v"(fours));  // in place, as in dot_avx2.h
   }
   static void store(int32_t* p, type x) { _mm512_store_si512(p, x); }
+  // acc (2 * kLanes) += steps times the weights of one input; TileExcess says what the last two are.
+  static void add_excess(int32_t* acc, const int8_t* group, uint32_t one, int32_t steps) {
+    for (int vec = 0; vec < 2; ++vec, acc += kLanes) {
+      const type picked = pairs(_mm512_set1_epi32((int32_t)one), load(group + vec * kLanes * 4));
+      const type product = _mm512_madd_epi16(picked, _mm512_set1_epi32(steps));
+      store(acc, _mm512_add_epi32(_mm512_load_si512(acc), product));
+    }
+  }
 
   static type positive_pairs(type weights) {
     return pairs(_mm512_set1_epi8(1), _mm512_max_epi8(weights, zero()));

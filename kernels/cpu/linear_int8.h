@@ -118,7 +118,8 @@ void int8_compute(const Linear& linear, const LinearCall& call, int64_t row_begi
   begin[0] = 0;
   for_each_tile(row_begin, row_end, Dot::kTileRows, [&](int64_t row, int64_t rows) {
     const TileExcess* end =
-        gather_excess(excess + begin[num_tiles], rows_in.scales + row,
+        gather_excess<kInt8PanelCols>(
+            excess + begin[num_tiles], rows_in.scales + row,
                       rows_in.excess + row * rows_in.capacity, rows_in.capacity, rows);
     begin[++num_tiles] = end - excess;
   });
@@ -138,9 +139,7 @@ void int8_compute(const Linear& linear, const LinearCall& call, int64_t row_begi
         subtract_zero_point<kInt8PanelCols, Dot::kActivationShift>(
             acc + r * kInt8PanelCols, rows_in.scales[row + r], weight_sum);
       for (const TileExcess* e = excess + tile_begin[0]; e < excess + tile_begin[1]; ++e)
-        add_excess<kInt8PanelCols>(acc + e->row * kInt8PanelCols,
-                                   weights + e->input / kGroup * kGroup * kInt8PanelCols,
-                                   e->input % kGroup, e->steps);
+        Dot::add_excess(acc + e->acc_at, weights + e->weights_at, e->one, e->steps);
       ++tile_begin;
       finish_tile(linear, call,
                   {row, rows, col, min_of(kInt8PanelCols, linear.out_features - col)},

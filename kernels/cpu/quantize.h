@@ -160,12 +160,14 @@ inline float quantize_weight_row(const float* weight, int64_t size, int32_t* sum
 // The excess of a tile's rows in one list, so that one loop runs over all of it: a loop for each row
 // would end where the processor cannot predict it, once for each row and panel.
 struct TileExcess {
-  uint16_t row, input;  // row of the tile
-  int32_t steps;
+  uint32_t acc_at, weights_at;  // of the row in the tile's sums; of the input's group in the panel
+  uint32_t one;                 // 1 in the byte of the group that is the input's
+  int32_t steps;                // int16, twice
 };
 
-// Appends the excess of `rows` rows; neighbours in the list are of different rows, whose sums do not
-// wait for each other. Returns the list's new end.
+// Appends the excess of `rows` rows of a tile of kCols columns; neighbours in the list are of
+// different rows, whose sums do not wait for each other. Returns the list's new end.
+template <int64_t kCols>
 inline TileExcess* gather_excess(TileExcess* end, const RowScale* scales, const Excess* excess,
                                  int64_t capacity, int64_t rows) {
   for (int32_t i = 0, left = 1; left; ++i) {
@@ -173,7 +175,9 @@ inline TileExcess* gather_excess(TileExcess* end, const RowScale* scales, const 
     for (int64_t r = 0; r < rows; ++r) {
       if (i >= scales[r].num_excess) continue;
       const Excess& e = excess[r * capacity + i];
-      *end++ = {(uint16_t)r, e.input, e.steps};
+      const uint32_t steps = (uint16_t)e.steps;
+      *end++ = {(uint32_t)(r * kCols), (uint32_t)(e.input / kGroup * kGroup * kCols),
+                1u << 8 * (e.input % kGroup), (int32_t)(steps << 16 | steps)};
       left = 1;
     }
   }
