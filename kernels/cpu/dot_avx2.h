@@ -15,8 +15,8 @@ namespace {
 struct Dot {
   using type = __m256i;
   static constexpr int kLanes = 8;
-  static constexpr int kTileRows = 5;
-  static constexpr int kChunk = 2;  // groups whose int16 sums are added before they are widened
+  static constexpr int kTileRows = 7;
+  static constexpr int kChunk = 3;  // groups whose int16 sums are added before they are widened
   static constexpr int kSteps = 127;          // largest quantised activation
   static constexpr int kActivationShift = 0;  // what the instruction's operand is less than q
 

@@ -11,7 +11,7 @@ struct Dot {
   using type = __m512i;
   static constexpr int kLanes = 16;
   static constexpr int kTileRows = 12;
-  static constexpr int kChunk = 2;
+  static constexpr int kChunk = 3;
   static constexpr int kSteps = 127;          // largest quantised activation
   static constexpr int kActivationShift = 0;  // what the instruction's operand is less than q
 
