@@ -7,7 +7,7 @@
 // chunks of kChunk whose sums fit for every column of the panel, added in int16, and widened once.
 // A group for which no partners are found is widened by itself. The sums are exact integers either
 // way, so the order does not show.
-// Multiplications for two groups: 2 + 1 instead of 2 + 2.
+// Multiplications for three groups: 3 + 1 instead of 3 + 3.
 #pragma once
 
 #include "quantize.h"
