@@ -53,8 +53,8 @@ __attribute__((target("avx512f"))) double fma_avx512(int64_t count) {
 
 // Without VNNI, bytes by bytes give 16-bit sums of two products, which have to be widened to 32 bits
 // and added. A 16-bit sum holds six products of weights as networks have them
-// (kernels/cpu/products_int8_chunks.h), so three multiplications share one widening. The operands
-// change from step to step, or the compiler would take the products out of the loop.
+// (kernels/cpu/products_int8_chunks.h), so three multiplications share one widening. The compiler is
+// told that the operands change, or it would take the products out of the loop.
 __attribute__((target("avx2"))) double int8_avx2(int64_t count) {
   const __m256i ones = _mm256_set1_epi16(1);
   __m256i a = _mm256_set1_epi8(1), b = _mm256_set1_epi8(2), c = _mm256_set1_epi8(3);
@@ -69,9 +69,7 @@ __attribute__((target("avx2"))) double int8_avx2(int64_t count) {
   FOUR(START)
   for (int64_t step = 0; step < count; ++step) {
     FOUR(STEP)
-    a = _mm256_add_epi8(a, ones);
-    b = _mm256_add_epi8(b, ones);
-    c = _mm256_add_epi8(c, ones);
+    __asm__ volatile("" : "+x"(a), "+x"(b), "+x"(c));
   }
   __m256i total = _mm256_setzero_si256();
   FOUR(ADD)
