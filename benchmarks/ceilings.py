@@ -25,7 +25,7 @@ SOURCE = Path(__file__).with_name("ceilings.c")
 LOOPS: dict[str, tuple[str, str, int]] = {
     "fma_avx2": ("float32", "AVX2", 160),
     "fma_avx512": ("float32", "AVX-512", 384),
-    "int8_avx2": ("int8", "AVX2", 384),
+    "int8_avx2": ("int8", "AVX2", 768),
     "int8_avxvnni": ("int8", "AVX-VNNI", 640),
     "int8_avx512vnni": ("int8", "AVX-512 VNNI", 1536),
     "bf16_amx": ("bfloat16", "AMX", 65536),

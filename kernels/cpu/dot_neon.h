@@ -7,13 +7,14 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "quantize.h"
+
 namespace {
 
 struct Dot {
   using type = int32x4_t;
   static constexpr int kLanes = 4;
   static constexpr int kTileRows = 8;
-  static constexpr int kTileVecs = 2;
   static constexpr int kSteps = 255;  // largest quantised activation
 
   static type zero() { return vdupq_n_s32(0); }
@@ -45,6 +46,10 @@ struct Dot {
 #endif
   }
   static void store(int32_t* p, type x) { vst1q_s32(p, x); }
+  // acc (2 * kLanes) += steps times the weights of one input; TileExcess says what the last two are.
+  static void add_excess(int32_t* acc, const int8_t* group, uint32_t one, int32_t steps) {
+    ::add_excess<2 * kLanes>(acc, group, __builtin_ctz(one) / 8, (int16_t)steps);
+  }
 };
 
 }  // namespace

@@ -6,9 +6,11 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "quantize.h"
+
 namespace {
 
-template <int kWidth, int kRows, int kVecs>
+template <int kWidth, int kRows>
 struct SoftwareDot {
   struct type {
     int32_t lane[kWidth];
@@ -18,7 +20,6 @@ struct SoftwareDot {
   };
   static constexpr int kLanes = kWidth;
   static constexpr int kTileRows = kRows;
-  static constexpr int kTileVecs = kVecs;
   static constexpr int kSteps = 255;          // largest quantised activation
   static constexpr int kActivationShift = 0;  // what the instruction's operand is less than q
 
@@ -43,6 +44,10 @@ struct SoftwareDot {
         sum.lane[i] += (int32_t)activations.byte[i][g] * (int32_t)(int8_t)weights.byte[i][g];
   }
   static void store(int32_t* p, const type& x) { memcpy(p, &x, sizeof x); }
+  // acc (2 * kLanes) += steps times the weights of one input; TileExcess says what the last two are.
+  static void add_excess(int32_t* acc, const int8_t* group, uint32_t one, int32_t steps) {
+    ::add_excess<2 * kLanes>(acc, group, __builtin_ctz(one) / 8, (int16_t)steps);
+  }
 };
 
 }  // namespace

@@ -10,7 +10,6 @@ namespace {
 
 struct Dot {
   static constexpr int kTileRows = Vec::kTileRows;
-  static constexpr int kTileVecs = 2;
   static constexpr int kLanes = Vec::kLanes;
   static constexpr int kSteps = 255;          // largest quantised activation
   static constexpr int kActivationShift = 0;  // what the instruction's operand is less than q
@@ -29,6 +28,12 @@ struct Dot {
     sum = _mm512_dpbusd_epi32(sum, activations, weights);
   }
   static void store(int32_t* p, type x) { _mm512_store_si512(p, x); }
+  static type load_sums(const int32_t* acc) { return _mm512_load_si512(acc); }
+  static type add(type a, type b) { return _mm512_add_epi32(a, b); }
+  static type multiply_pairs(type weights, uint32_t one, int32_t steps) {
+    const type picked = _mm512_maddubs_epi16(_mm512_set1_epi32((int32_t)one), weights);
+    return _mm512_madd_epi16(picked, _mm512_set1_epi32(steps));
+  }
 #else
   using type = __m256i;
   static type zero() { return _mm256_setzero_si256(); }
@@ -38,7 +43,19 @@ struct Dot {
     sum = _mm256_dpbusd_avx_epi32(sum, activations, weights);
   }
   static void store(int32_t* p, type x) { _mm256_store_si256((__m256i*)p, x); }
+  static type load_sums(const int32_t* acc) { return _mm256_load_si256((const __m256i*)acc); }
+  static type add(type a, type b) { return _mm256_add_epi32(a, b); }
+  static type multiply_pairs(type weights, uint32_t one, int32_t steps) {
+    const type picked = _mm256_maddubs_epi16(_mm256_set1_epi32((int32_t)one), weights);
+    return _mm256_madd_epi16(picked, _mm256_set1_epi32(steps));
+  }
 #endif
+  // acc (2 * kLanes) += steps times the weights of one input; TileExcess says what the last two are.
+  static void add_excess(int32_t* acc, const int8_t* group, uint32_t one, int32_t steps) {
+    for (int vec = 0; vec < 2; ++vec, acc += kLanes)
+      store(acc, add(load_sums(acc),
+                     multiply_pairs(load(group + vec * kLanes * 4), one, steps)));
+  }
 };
 
 }  // namespace

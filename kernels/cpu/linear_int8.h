@@ -3,18 +3,16 @@
 //
 // out = (acc - zero_point * weight_sum + excess) * (act_scale * weight_scale), the sums exact int32
 // (quantize.h); then bias, activation and residual as for float32. No sum rounds or saturates.
-// Weights: [panel][in_features / kGroup][kInt8PanelCols][kGroup] int8, after a header with
-// weight_scale and weight_sum. Activations: RowScale of each row, then [row][in_features rounded up
-// to kGroup] uint8, then the rows' excess. Loops: panel -> tile of rows.
+// Weights: panels as `Products` takes them, after a header with weight_scale and weight_sum. Activations: RowScale of each row, then [row][in_features rounded up to kGroup]
+// uint8, then the rows' excess. Loops: panel -> tile of rows.
 // Requires: in_features * 255 * 127 + excess < 2^31.
 #pragma once
 
 #include "epilogue.h"
-#include "quantize.h"
 
 namespace {
 
-constexpr int64_t kInt8PanelCols = Dot::kTileVecs * Dot::kLanes;
+constexpr int64_t kInt8PanelCols = Products::kCols;
 constexpr int64_t kInt8BlockRows = 96;
 constexpr int64_t kInt8MaxInFeatures = 32768;
 // A row's excess adds up to at most in_features / kClip^2 * kSteps steps, by Cauchy and Schwarz.
@@ -23,35 +21,38 @@ static_assert(kInt8PanelCols % Vec::kLanes == 0, "the epilogue takes whole vecto
 
 struct Int8Layout {
   int64_t padded_cols, depth;  // depth: in_features rounded up to kGroup
+  int64_t panel_bytes;
   size_t header_bytes;
 
   Int8Layout(int64_t out_features, int64_t in_features)
       : padded_cols(round_up(out_features, kInt8PanelCols)),
         depth(round_up(in_features, kGroup)),
+        panel_bytes(kInt8PanelCols * depth + (int64_t)Products::order_bytes(depth)),
         header_bytes((size_t)round_up(padded_cols * 8, 64)) {}
   float* weight_scale(void* packed) const { return (float*)packed; }
   int32_t* weight_sum(void* packed) const { return (int32_t*)packed + padded_cols; }
   int8_t* panel(void* packed, int64_t index) const {
-    return (int8_t*)packed + header_bytes + index * kInt8PanelCols * depth;
+    return (int8_t*)packed + header_bytes + index * panel_bytes;
   }
 };
 
 size_t int8_weight_bytes(int64_t out_features, int64_t in_features) {
   const Int8Layout layout(out_features, in_features);
-  return layout.header_bytes + (size_t)(layout.padded_cols * layout.depth);
+  return layout.header_bytes + (size_t)(layout.padded_cols / kInt8PanelCols * layout.panel_bytes);
 }
 
 void int8_pack(void* packed, const float* weight, int64_t out_features, int64_t in_features) {
   const Int8Layout layout(out_features, in_features);
   __builtin_memset(packed, 0, int8_weight_bytes(out_features, in_features));
-  for (int64_t col = 0; col < out_features; ++col) {
+  for (int64_t col = 0; col < out_features; col += kInt8PanelCols) {
     int8_t* panel = layout.panel(packed, col / kInt8PanelCols);
-    const int64_t column = col % kInt8PanelCols;
-    layout.weight_scale(packed)[col] = quantize_weight_row(
-        weight + col * in_features, in_features, layout.weight_sum(packed) + col,
-        [&](int64_t group, const int8_t* q) {
-          __builtin_memcpy(panel + (group * kInt8PanelCols + column) * kGroup, q, kGroup);
-        });
+    for (int64_t c = 0; c < min_of(kInt8PanelCols, out_features - col); ++c)
+      layout.weight_scale(packed)[col + c] = quantize_weight_row(
+          weight + (col + c) * in_features, in_features, layout.weight_sum(packed) + col + c,
+          [&](int64_t group, const int8_t* q) {
+            __builtin_memcpy(panel + (group * kInt8PanelCols + c) * kGroup, q, kGroup);
+          });
+    Products::find_order(panel, layout.depth);
   }
 }
 
@@ -100,67 +101,46 @@ void int8_prepare(void* prepared, const float* hidden, int64_t row_begin, int64_
   }
 }
 
-// Not inlined: one copy per path, with the registers to itself.
-template <int kRows>
-__attribute__((noinline)) void int8_tile(int32_t* out, const uint8_t* a, int64_t a_stride, const int8_t* panel,
-               int64_t depth, Ahead ahead) {
-  Dot::type acc[kRows][Dot::kTileVecs];
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 4
-    for (int c = 0; c < Dot::kTileVecs; ++c) acc[r][c] = Dot::zero();
-  for (int64_t k = 0; k < depth; k += kGroup) {
-    const auto first = Dot::load(panel);
-    const auto second = Dot::load(panel + Dot::kLanes * kGroup);
-    panel += kInt8PanelCols * kGroup;
-    __builtin_prefetch(ahead.address, 0, 2);
-    ahead.address += ahead.step;
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      const auto x = Dot::broadcast(a + r * a_stride + k);
-      Dot::multiply_add(acc[r][0], x, first);
-      Dot::multiply_add(acc[r][1], x, second);
-    }
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 4
-    for (int c = 0; c < Dot::kTileVecs; ++c)
-      Dot::store(out + r * kInt8PanelCols + c * Dot::kLanes, acc[r][c]);
+// Scratch of a job: where each tile's excess begins in the list, and the list.
+constexpr size_t kInt8BeginBytes = (kInt8BlockRows + 1) * sizeof(int64_t);
+
+size_t int8_scratch_bytes(int64_t in_features) {
+  return kInt8BeginBytes + sizeof(TileExcess) * (size_t)(kInt8BlockRows * max_excess(in_features));
 }
-
-static_assert(Dot::kTileVecs == 2, "int8_tile names its two vectors of weights");
-
-template <int kRows>
-inline void int8_rows(int64_t rows, int32_t* out, const uint8_t* a, int64_t a_stride,
-                      const int8_t* panel, int64_t depth, Ahead ahead) {
-  if (rows == kRows) return int8_tile<kRows>(out, a, a_stride, panel, depth, ahead);
-  if constexpr (kRows > 1) int8_rows<kRows - 1>(rows, out, a, a_stride, panel, depth, ahead);
-}
-
-size_t int8_scratch_bytes(int64_t) { return 0; }
 
 void int8_compute(const Linear& linear, const LinearCall& call, int64_t row_begin, int64_t row_end,
-                  int64_t panel_begin, int64_t panel_end, void*) {
+                  int64_t panel_begin, int64_t panel_end, void* scratch) {
   const Int8Layout layout(linear.out_features, linear.in_features);
   const Int8Rows rows_in(call.prepared, call.num_rows, linear.in_features);
-  const int64_t panel_bytes = kInt8PanelCols * layout.depth;
+  auto* begin = (int64_t*)scratch;
+  auto* excess = (TileExcess*)((char*)scratch + kInt8BeginBytes);
+  int64_t num_tiles = 0;
+  begin[0] = 0;
+  for_each_tile(row_begin, row_end, Dot::kTileRows, [&](int64_t row, int64_t rows) {
+    const TileExcess* end =
+        gather_excess<kInt8PanelCols>(
+            excess + begin[num_tiles], rows_in.scales + row,
+                      rows_in.excess + row * rows_in.capacity, rows_in.capacity, rows);
+    begin[++num_tiles] = end - excess;
+  });
   alignas(64) int32_t acc[Dot::kTileRows * kInt8PanelCols];
   for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
     const int64_t col = panel * kInt8PanelCols;
     const int8_t* weights = layout.panel(linear.packed, panel);
     const int32_t* weight_sum = layout.weight_sum(linear.packed) + col;
-    PanelPrefetch prefetch(weights + panel_bytes, panel + 1 < panel_end ? panel_bytes : 0,
-                           ceil_div(row_end - row_begin, Dot::kTileRows));
+    PanelPrefetch prefetch(weights + layout.panel_bytes,
+                           panel + 1 < panel_end ? layout.panel_bytes : 0, num_tiles);
+    const int64_t* tile_begin = begin;
     for_each_tile(row_begin, row_end, Dot::kTileRows, [&](int64_t row, int64_t rows) {
       prefetch_tile(linear, call, row, rows, col);
-      int8_rows<Dot::kTileRows>(rows, acc, rows_in.values + row * layout.depth, layout.depth,
-                                weights, layout.depth, prefetch.spread(layout.depth / kGroup));
+      Products::multiply(rows, acc, rows_in.values + row * layout.depth, weights, layout.depth,
+                         prefetch.spread(Products::steps(layout.depth)));
       for (int64_t r = 0; r < rows; ++r)
-        correct_sums<kInt8PanelCols, Dot::kActivationShift>(
-            acc + r * kInt8PanelCols, rows_in.scales[row + r], weight_sum,
-            rows_in.excess + (row + r) * rows_in.capacity,
-            [&](int64_t group) { return weights + group * kInt8PanelCols * kGroup; });
+        subtract_zero_point<kInt8PanelCols, Dot::kActivationShift>(
+            acc + r * kInt8PanelCols, rows_in.scales[row + r], weight_sum);
+      for (const TileExcess* e = excess + tile_begin[0]; e < excess + tile_begin[1]; ++e)
+        Dot::add_excess(acc + e->acc_at, weights + e->weights_at, e->one, e->steps);
+      ++tile_begin;
       finish_tile(linear, call,
                   {row, rows, col, min_of(kInt8PanelCols, linear.out_features - col)},
                   Int8Sums<kInt8PanelCols>{acc, rows_in.scales + row,

@@ -3,6 +3,7 @@
 
 #include "path.h"
 #include "dot_avx2.h"
+#include "products_int8_chunks.h"
 #include "linear_int8.h"
 
 namespace {

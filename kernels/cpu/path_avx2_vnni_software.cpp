@@ -10,9 +10,10 @@ using Vec = SoftwareVec<8, 6, 2, true>;
 #include "dot_software.h"
 
 namespace {
-using Dot = SoftwareDot<8, 6, 2>;
+using Dot = SoftwareDot<8, 6>;
 }
 
+#include "products_int8.h"
 #include "linear_int8.h"
 
 namespace {

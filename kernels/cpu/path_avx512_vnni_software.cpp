@@ -10,9 +10,10 @@ using Vec = SoftwareVec<16, 12, 2, true>;
 #include "dot_software.h"
 
 namespace {
-using Dot = SoftwareDot<16, 12, 2>;
+using Dot = SoftwareDot<16, 12>;
 }
 
+#include "products_int8.h"
 #include "linear_int8.h"
 
 namespace {

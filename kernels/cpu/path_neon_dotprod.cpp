@@ -4,6 +4,7 @@
 #include "path.h"
 
 #include "dot_neon.h"
+#include "products_int8.h"
 #include "linear_int8.h"
 
 namespace {

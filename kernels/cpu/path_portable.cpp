@@ -10,9 +10,10 @@ using Vec = SoftwareVec<4, 4, 2, false>;
 #include "dot_software.h"
 
 namespace {
-using Dot = SoftwareDot<4, 4, 2>;
+using Dot = SoftwareDot<4, 4>;
 }
 
+#include "products_int8.h"
 #include "linear_int8.h"
 
 namespace {

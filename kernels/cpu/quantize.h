@@ -157,45 +157,81 @@ inline float quantize_weight_row(const float* weight, int64_t size, int32_t* sum
   return largest / 127.0f;
 }
 
-// One row of a tile of kCols sums of q * weight, q less kShift, to sums of whole activations:
-// without the zero point, with the excess. `group(g)`: the weights of inputs 4g..4g+3, kStride bytes
-// from column to column.
+// The excess of a tile's rows in one list, so that one loop runs over all of it: a loop for each row
+// would end where the processor cannot predict it, once for each row and panel.
+struct TileExcess {
+  uint32_t acc_at, weights_at;  // of the row in the tile's sums; of the input's group in the panel
+  uint32_t one;                 // 1 in the byte of the group that is the input's
+  int32_t steps;                // int16, twice
+};
+
+// Appends the excess of `rows` rows of a tile of kCols columns; neighbours in the list are of
+// different rows, whose sums do not wait for each other. Returns the list's new end.
+template <int64_t kCols>
+inline TileExcess* gather_excess(TileExcess* end, const RowScale* scales, const Excess* excess,
+                                 int64_t capacity, int64_t rows) {
+  for (int32_t i = 0, left = 1; left; ++i) {
+    left = 0;
+    for (int64_t r = 0; r < rows; ++r) {
+      if (i >= scales[r].num_excess) continue;
+      const Excess& e = excess[r * capacity + i];
+      const uint32_t steps = (uint16_t)e.steps;
+      *end++ = {(uint32_t)(r * kCols), (uint32_t)(e.input / kGroup * kGroup * kCols),
+                1u << 8 * (e.input % kGroup), (int32_t)(steps << 16 | steps)};
+      left = 1;
+    }
+  }
+  return end;
+}
+
+// A vector of the compiler's that the machine has too: wider ones it keeps in memory.
+constexpr int kSumLanes = Vec::kLanes < 8 ? Vec::kLanes : 8;
+typedef int32_t SumLanes __attribute__((vector_size(kSumLanes * sizeof(int32_t))));
+
+// One row of kCols sums of q * weight, q less kShift, to sums of whole activations: without the
+// zero point.
+template <int64_t kCols, int kShift>
+inline void subtract_zero_point(int32_t* acc, const RowScale& scale, const int32_t* weight_sum) {
+  const int32_t offset = scale.zero_point - kShift;
+#pragma GCC unroll 8
+  for (int64_t c = 0; c < kCols; c += kSumLanes) {
+    SumLanes sum, weight_sums;
+    __builtin_memcpy(&sum, acc + c, sizeof sum);
+    __builtin_memcpy(&weight_sums, weight_sum + c, sizeof sum);
+    sum -= weight_sums * offset;
+    __builtin_memcpy(acc + c, &sum, sizeof sum);
+  }
+}
+
+// acc[c] += steps * the weight of column c and input 4g + position; `group`: weights of inputs
+// 4g..4g+3, kStride bytes from column to column.
+template <int64_t kCols, int64_t kStride = kGroup>
+inline void add_excess(int32_t* acc, const int8_t* group, int position, int32_t steps) {
+  const int32_t up = 24 - 8 * position;  // the input's byte to the top of its lane
+#pragma GCC unroll 8
+  for (int64_t c = 0; c < kCols; c += kSumLanes) {
+    SumLanes sum, weights;
+    if constexpr (kStride == kGroup) {
+      __builtin_memcpy(&weights, group + c * kStride, sizeof weights);
+    } else {
+      int32_t columns[kSumLanes];
+      for (int i = 0; i < kSumLanes; ++i)
+        __builtin_memcpy(columns + i, group + (c + i) * kStride, kGroup);
+      __builtin_memcpy(&weights, columns, sizeof weights);
+    }
+    __builtin_memcpy(&sum, acc + c, sizeof sum);
+    sum += (weights << up >> 24) * steps;
+    __builtin_memcpy(acc + c, &sum, sizeof sum);
+  }
+}
+
+// Both for one row whose excess is a list of its own.
 template <int64_t kCols, int kShift, int64_t kStride = kGroup, typename Group>
 inline void correct_sums(int32_t* acc, const RowScale& scale, const int32_t* weight_sum,
                          const Excess* excess, Group group) {
-  // A vector of the compiler's that the machine has too: wider ones it keeps in memory.
-  constexpr int kWidth = Vec::kLanes < 8 ? Vec::kLanes : 8;
-  constexpr int kParts = kCols / kWidth;
-  typedef int32_t Lanes __attribute__((vector_size(kWidth * sizeof(int32_t))));
-  Lanes sums[kParts];
-  const int32_t offset = scale.zero_point - kShift;
-#pragma GCC unroll 8
-  for (int p = 0; p < kParts; ++p) {
-    Lanes sum, weight_sums;
-    __builtin_memcpy(&sum, acc + p * kWidth, sizeof sum);
-    __builtin_memcpy(&weight_sums, weight_sum + p * kWidth, sizeof sum);
-    sums[p] = sum - weight_sums * offset;
-  }
-  for (const Excess* e = excess; e < excess + scale.num_excess; ++e) {
-    const int8_t* bytes = group(e->input / kGroup);
-    const int32_t up = 24 - 8 * (e->input % kGroup);  // the input's byte to the top of its lane
-    const int32_t steps = e->steps;
-#pragma GCC unroll 8
-    for (int p = 0; p < kParts; ++p) {
-      Lanes weights;
-      if constexpr (kStride == kGroup) {
-        __builtin_memcpy(&weights, bytes + p * sizeof weights, sizeof weights);
-      } else {
-        int32_t columns[kWidth];
-        for (int i = 0; i < kWidth; ++i)
-          __builtin_memcpy(columns + i, bytes + (p * kWidth + i) * kStride, kGroup);
-        __builtin_memcpy(&weights, columns, sizeof weights);
-      }
-      sums[p] += (weights << up >> 24) * steps;
-    }
-  }
-#pragma GCC unroll 8
-  for (int p = 0; p < kParts; ++p) __builtin_memcpy(acc + p * kWidth, &sums[p], sizeof sums[p]);
+  subtract_zero_point<kCols, kShift>(acc, scale, weight_sum);
+  for (const Excess* e = excess; e < excess + scale.num_excess; ++e)
+    add_excess<kCols, kStride>(acc, group(e->input / kGroup), e->input % kGroup, e->steps);
 }
 
 // What the epilogue starts from: exact sums, to float32.

@@ -126,6 +126,29 @@ def test_extreme_values_do_not_saturate(
     assert (out == sign * steps * 127 * in_features).all()
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("size", [20, 42, 43, 44, 64, 65, 127])
+def test_sums_of_several_groups_do_not_wrap(
+    isa: str, make_ops: Any, reference: Any, sign: int, size: int
+) -> None:
+    # Paths that add sums of two products in int16 may take as many as fit: six of 43 do, with
+    # activations of 127 (6 * 43 * 127 < 2^15 <= 6 * 44 * 127), four of 64, three of 86.
+    rng = np.random.default_rng(size)
+    in_features = 400
+    x = np.full((9, in_features), float(steps_of(isa)), np.float32)
+    x[1] = rng.integers(0, steps_of(isa) + 1, in_features)
+    x[1, 0] = steps_of(isa)
+    weight = np.full((50, in_features), sign * float(size), np.float32)
+    weight[10:20] = rng.integers(-size, size + 1, (10, in_features))
+    weight[20:30, ::3] = rng.integers(-127, 128, (10, len(range(0, in_features, 3))))
+    weight[30:] = rng.integers(size - 1, size + 1, (20, in_features)) * sign
+    weight[:, 7] = 127  # one step is 1 in every row
+    out = run(make_ops("int8", isa=isa), reference.put, x, weight, np.zeros(50, np.float32))
+    exact = integers(x, weight, np.float32(0), steps_of(isa))
+    assert out.tobytes() == exact.tobytes()
+    np.testing.assert_array_equal(exact[0], x[0].astype(float) @ weight.T.astype(float))
+
+
 def test_rows_of_one_sign_use_all_steps(isa: str, make_ops: Any, reference: Any) -> None:
     # Rows such as GELU leaves: from -0.17 up. An error of half a step per value is what all steps
     # over the row's range must give.

@@ -1,0 +1,61 @@
+// products_int8.h: the int8 inner loop of instructions that add four products to an int32 each:
+// every group of inputs goes straight to the sums. products_int8_chunks.h is the other one.
+#pragma once
+
+#include "quantize.h"
+
+namespace {
+
+struct Products {
+  static constexpr int64_t kCols = 2 * Dot::kLanes;
+
+  // A panel: [depth / kGroup][kCols][kGroup] int8, nothing behind.
+  static size_t order_bytes(int64_t) { return 0; }
+  static void find_order(int8_t*, int64_t) {}
+
+  // out (rows, kCols) = a (rows, depth) times the panel. rows: at most kTileRows.
+  static void multiply(int64_t rows, int32_t* out, const uint8_t* a, const int8_t* panel,
+                       int64_t depth, Ahead ahead) {
+    find<Dot::kTileRows>(rows)(out, a, panel, depth, ahead);
+  }
+
+  static int64_t steps(int64_t depth) { return depth / kGroup; }
+
+ private:
+  using Multiply = void (*)(int32_t*, const uint8_t*, const int8_t*, int64_t, Ahead);
+
+  template <int kRows>
+  static Multiply find(int64_t rows) {
+    if (rows == kRows) return multiply_rows<kRows>;
+    if constexpr (kRows > 1) return find<kRows - 1>(rows);
+    return nullptr;
+  }
+
+  // Not inlined: one copy per path, with the registers to itself.
+  template <int kRows>
+  __attribute__((noinline)) static void multiply_rows(int32_t* out, const uint8_t* a,
+                                                      const int8_t* panel, int64_t depth,
+                                                      Ahead ahead) {
+    Dot::type acc[kRows][2];
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) acc[r][0] = acc[r][1] = Dot::zero();
+    for (int64_t k = 0; k < depth; k += kGroup) {
+      const auto first = Dot::load(panel), second = Dot::load(panel + Dot::kLanes * kGroup);
+      panel += kCols * kGroup;
+      __builtin_prefetch(ahead.address, 0, 2);
+      ahead.address += ahead.step;
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const auto x = Dot::broadcast(a + r * depth + k);
+        Dot::multiply_add(acc[r][0], x, first);
+        Dot::multiply_add(acc[r][1], x, second);
+      }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r)
+      for (int vec = 0; vec < 2; ++vec)
+        Dot::store(out + r * kCols + vec * Dot::kLanes, acc[r][vec]);
+  }
+};
+
+}  // namespace
