@@ -328,7 +328,7 @@ def test_targets_are_checked(keywords: dict[str, Any], word: str) -> None:
 
 
 def test_targets_out_of_reach_are_refused_and_leave_nothing(tiny: Any, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="target must be at most"):
+    with pytest.raises(InputError, match="flops must be at least"):
         prune_model(tiny("bert"), tmp_path / "p", PruneTarget(flops=0.01), texts=texts())
     with pytest.raises(InputError, match="drop_layers"):
         prune_model(tiny("bert"), tmp_path / "p", PruneTarget(drop_layers=3), texts=texts())

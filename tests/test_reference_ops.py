@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from minibert.batch import pack
+from minibert.errors import InputError
+from minibert.kernels.cpu.loader import available
 from minibert.ops.activations import activate
+from minibert.ops.cpu import CpuOps
 from minibert.ops.interface import ForwardShape
 from minibert.ops.reference import ReferenceOps
 from tests import reference
@@ -48,6 +51,32 @@ def test_activations_take_extreme_values() -> None:
         with np.errstate(over="ignore"):
             activate(found, name)  # type: ignore[arg-type]
         assert np.array_equal(found, np.maximum(x, 0)), name
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("input_ids", 50, "input_ids must be from 0 to 49, got 50 at token 2"),
+        ("input_ids", -1, "input_ids must be from 0 to 49, got -1 at token 2"),
+        ("position_ids", 8, "position_ids must be from 0 to 7, got 8 at token 2"),
+        ("token_type_ids", 2, "token_type_ids must be from 0 to 1, got 2 at token 2"),
+    ],
+)
+@pytest.mark.parametrize("make", [ReferenceOps, CpuOps])
+def test_an_id_outside_its_table_is_named(make: Any, name: str, value: int, message: str) -> None:
+    if make is CpuOps and not available()[0]:
+        pytest.skip("the CPU kernels are not built")
+    ops = make()
+    tables = [
+        ops.prepare_embedding(RNG.normal(0, 1, (rows, 16)).astype(np.float32))
+        for rows in (50, 8, 2)
+    ]
+    batch = pack([np.zeros(4, np.int32), np.zeros(3, np.int32)])
+    batch.input_ids[5] = 77  # the first one is named
+    getattr(batch, name)[2] = value
+    with ops.stream(alone=False) as stream, pytest.raises(InputError, match=f"^{message}$"):
+        stream.embed(stream.upload(batch), tables, None)
+    ops.close()
 
 
 @pytest.mark.parametrize("seqlens", [[1], [1, 1, 1], [512], [3, 70, 1, 200], [2000]])

@@ -68,7 +68,8 @@ def read_texts(texts_file: str | None, field_name: str, max_texts: int | None) -
             raise InputError("--max-texts must come with --texts, which is missing")
         return None
     texts = []
-    for text in TextReader((), [find_source(texts_file, None)], field_name):
+    source = find_source(texts_file, None, argument="--texts")
+    for text in TextReader((), [source], field_name):
         texts.append(text)
         if max_texts is not None and len(texts) >= max_texts:
             break

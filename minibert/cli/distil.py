@@ -87,7 +87,8 @@ def command(
 
     labels = None
     if labels_file is not None:
-        labels = list(TextReader((), [find_source(labels_file, None)], "label"))[:max_texts]
+        source = find_source(labels_file, None, argument="--labels")
+        labels = list(TextReader((), [source], "label"))[:max_texts]
 
     from minibert.compress.classifier import HeadOptions
     from minibert.compress.distil import distil_model

@@ -9,6 +9,7 @@ import click
 
 from minibert.cli.compression import compression_options, local_model, read_texts, say, show
 from minibert.cli.options import debug_option
+from minibert.errors import InputError
 
 
 @click.command()
@@ -66,6 +67,11 @@ def command(
     MODEL is never changed, and OUTPUT is whole or not there. The table compares the two on texts
     that did not calibrate.
     """
+    if speedup is None and flops is None and latency_ms is None and drop_layers == 0:
+        raise InputError(
+            "the target must be given by --speedup, --flops, --latency-ms or --drop-layers, "
+            "got none; --speedup 1 copies the model as it is"
+        )
     texts = read_texts(texts_file, field_name, max_texts)
 
     from minibert.compress.prune import PruneTarget, prune_model

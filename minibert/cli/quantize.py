@@ -9,6 +9,7 @@ import click
 
 from minibert.cli.compression import compression_options, local_model, read_texts, say, show
 from minibert.cli.options import debug_option
+from minibert.errors import InputError
 
 if TYPE_CHECKING:
     from minibert.weights.quantize import Rounding
@@ -67,6 +68,8 @@ def command(
     The copy loads like any model and runs in int8 where the device can. MODEL is never changed, and
     OUTPUT is whole or not there. The table compares the two on texts that calibrated neither.
     """
+    if no_gate and min_cosine is not None:
+        raise InputError("--min-cosine must not come with --no-gate, got both")
     texts = read_texts(texts_file, field_name, max_texts)
 
     from minibert.compress.quantize import (

@@ -104,12 +104,13 @@ class TextReader:
             self.done_bytes = before + (source.size_bytes or 0)
 
 
-def find_source(name: str, input_format: str | None) -> Source:
+def find_source(name: str, input_format: str | None, *, argument: str = "INPUT") -> Source:
     """Check that `name` can be opened and decide how to read it, before a model is loaded.
 
     Args:
         name: a path, or `-` for standard input.
         input_format: one of `FORMATS`, or None to go by the file's ending.
+        argument: where the name was given, for messages; only `INPUT` goes with --input-format.
 
     Raises:
         InputError: where there is no such file or its format is not known.
@@ -120,18 +121,20 @@ def find_source(name: str, input_format: str | None) -> Source:
         status = os.stat(name)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"INPUT must be a readable file, got {name!r}: {reason}") from error
+        raise InputError(f"{argument} must be a readable file, got {name!r}: {reason}") from error
     if stat.S_ISDIR(status.st_mode) or not os.access(name, os.R_OK):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a file without read permission"
-        raise InputError(f"INPUT must be a readable file, got {kind}: {name!r}")
+        raise InputError(f"{argument} must be a readable file, got {kind}: {name!r}")
     path = Path(name)
     gzipped = path.suffix.lower() == ".gz"
     suffix = Path(path.stem).suffix.lower() if gzipped else path.suffix.lower()
     chosen = input_format or _FORMAT_OF_SUFFIX.get(suffix)
     if chosen is None:
+        endings = ", ".join(filter(None, _FORMAT_OF_SUFFIX))
+        advice = f"; --input-format says how to read it: {', '.join(FORMATS)}"
         raise InputError(
-            f"INPUT must end in one of {', '.join(filter(None, _FORMAT_OF_SUFFIX))}, got {name!r}; "
-            f"--input-format says how to read it: {', '.join(FORMATS)}"
+            f"{argument} must end in one of {endings}, got {name!r}"
+            + (advice if argument == "INPUT" else "")
         )
     size_bytes = status.st_size if stat.S_ISREG(status.st_mode) else None
     return Source(name, chosen, size_bytes, gzipped)

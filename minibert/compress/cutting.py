@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -196,12 +197,10 @@ class Pruner:
             budget = wanted - table.base
         least = self._least(student, table)
         if budget < least:
-            whole = table.total(teacher)
-            reachable = whole / (table.base + least)
             raise InputError(
-                f"the target must be at most {reachable:.2f} times smaller or faster than the "
-                f"original, which is one head and {_TILE} neurons in each of "
-                f"{len(student.layers)} layers; drop_layers goes further"
+                f"{_reach(target, table.total(teacher), table.base + least)}: that is one head and "
+                f"{min(self._widths(student.layers[0]))} neurons in each of "
+                f"{len(student.layers)} layers; fewer layers go further"
             )
         return table, budget
 
@@ -332,6 +331,24 @@ def _onward(walk: LayerWalk, states: States, layers: Sequence[LayerWeights]) -> 
     for layer in layers:
         states = walk.through(states, layer)
     return states
+
+
+def _reach(target: PruneTarget, whole: float, least: float) -> str:
+    """The rule that a target breaks, in its own unit, rounded to what can be reached.
+
+    Args:
+        target: how small; out of reach.
+        whole: seconds or operations of the original.
+        least: of the smallest model there is.
+    """
+    if target.flops is not None:
+        share = math.ceil(least / whole * 1e4) / 1e4
+        return f"flops must be at least {share:g}, got {target.flops:g}"
+    if target.latency_ms is not None:
+        shortest = math.ceil(least * 1e6) / 1e3
+        return f"latency_ms must be at least {shortest:g} here, got {target.latency_ms:g}"
+    fastest = math.floor(whole / least * 100) / 100
+    return f"speedup must be at most {fastest:g} here, got {target.speedup:g}"
 
 
 def _harm(expected: NDArray[Any], found: NDArray[Any]) -> float:

@@ -24,10 +24,13 @@ def check_output(target: Path, source: Path, *, overwrite: bool) -> None:
         raise InputError(
             f"output must lie outside the model '{source}', which is never changed, got '{target}'"
         )
-    if target.exists() and not overwrite:
+    replaceable = (target / "config.json").is_file()
+    if target.exists() and not replaceable:
+        raise InputError(
+            f"output must not exist yet, got '{target}', which is no model folder to be replaced"
+        )
+    if replaceable and not overwrite:
         raise InputError(f"output must not exist yet, got '{target}'; --overwrite replaces it")
-    if target.exists() and not (target / "config.json").is_file():
-        raise InputError(f"output must be a model folder to be replaced, got '{target}'")
     if not where.parent.is_dir() or not os.access(where.parent, os.W_OK | os.X_OK):
         raise InputError(f"output must lie in an existing, writable folder, got '{target}'")
 

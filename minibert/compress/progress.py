@@ -59,8 +59,9 @@ class Journal:
         return self._values[name]
 
     def remove(self) -> None:
-        """Forget everything."""
-        self.path.unlink(missing_ok=True)
+        """Forget everything, and what a run killed while it wrote has left."""
+        for path in (self.path, self.path.with_name(self.path.name + ".partial")):
+            path.unlink(missing_ok=True)
 
 
 class LayerStore:

@@ -110,7 +110,8 @@ def prune_model(
         raise InputError(f"drop_layers must be below {count}, the layers, got {target.drop_layers}")
     identity = identity_of(loaded.weights.files, text_set.calibration, _JOURNAL_FORMAT)
     journal = Journal(target_folder.with_name(f".{target_folder.name}.progress.json"), identity)
-    if len(journal):
+    resumed = len(journal) > 0
+    if resumed:
         say(f"Going on from {len(journal)} measurements of an earlier run ...")
     encoder_folder = read_modules(model).encoder_folder
     head = read_head(loaded, encoder_folder) if classify is not None else None
@@ -121,7 +122,12 @@ def prune_model(
         if head is not None:
             labels = label_numbers(classify, texts, loaded, len(head.classifier.weight))
     pruner = Pruner(loaded, text_set.calibration, journal, say, device=device, progress=progress)
-    kept, weights = pruner.prune(target)
+    try:
+        kept, weights = pruner.prune(target)
+    except InputError:
+        if not resumed:  # a refusal leaves nothing, and takes nothing of an earlier run along
+            pruner.forget()
+        raise
     changed = weights is not loaded.weights
     measured = head_report = None
     more: dict[str, NDArray[np.float32]] = {}

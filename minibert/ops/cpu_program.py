@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from minibert.batch import Batch
 from minibert.errors import InputError
 from minibert.kernels.cpu.loader import native
-from minibert.ops.interface import Activation, PoolMode
+from minibert.ops.interface import TABLE_NAMES, Activation, PoolMode, outside_error
 
 FloatArray = NDArray[np.float32]
 MAX_HEAD_DIM = 1024
@@ -28,7 +28,6 @@ POOL_MODES = {
     "weightedmean": 4,
     "lasttoken": 5,
 }
-TABLE_NAMES = ("input_ids", "position_ids", "token_type_ids")
 
 
 class CpuLinear(NamedTuple):
@@ -240,8 +239,4 @@ def check_attention(cols: int, num_heads: int, head_dim: int, softmax_scale: flo
 def raise_outside(outside: int, batch: CpuBatch, table_rows: Sequence[int]) -> None:
     """Name the id that its embedding table does not have; `outside` is what embed returned."""
     token, table = divmod(outside, len(TABLE_NAMES))
-    name = TABLE_NAMES[table]
-    raise InputError(
-        f"{name} must be from 0 to {table_rows[table] - 1}, "
-        f"got {getattr(batch.batch, name)[token]} at token {token}"
-    )
+    raise outside_error(batch.batch, table, token, table_rows[table])

@@ -17,12 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibert.batch import Batch
+from minibert.errors import InputError
 
 Array = Any
 """An array of the device: NumPy, CuPy, or an object private to one Ops."""
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"]
 """`gelu` is x * Phi(x) with the exact erf; `gelu_tanh` its tanh approximation."""
+
+TABLE_NAMES = ("input_ids", "position_ids", "token_type_ids")
+"""What the tables of `Ops.embed` are looked up by, in their order."""
 
 PoolMode = Literal["cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
@@ -49,6 +53,15 @@ class ForwardShape(NamedTuple):
     intermediate_size: int
     num_heads: int
     head_dim: int
+
+
+def outside_error(batch: Batch, table: int, token: int, num_rows: int) -> InputError:
+    """The error that names an id which its embedding table of `num_rows` rows does not have."""
+    name = TABLE_NAMES[table]
+    return InputError(
+        f"{name} must be from 0 to {num_rows - 1}, "
+        f"got {getattr(batch, name)[token]} at token {token}"
+    )
 
 
 class Ops(Protocol):

@@ -58,7 +58,8 @@ def test_a_command_writes_a_model_and_a_table(
 
 
 def test_pruning_nothing_says_so(tiny: Any, tmp_path: Path, texts_file: Path) -> None:
-    done = minibert("prune", tiny("bert"), tmp_path / "out", "--texts", texts_file)
+    options = ("--texts", texts_file, "--speedup", "1")
+    done = minibert("prune", tiny("bert"), tmp_path / "out", *options)
     assert done.exit_code == 0
     assert "nothing is changed" in done.output
 
@@ -67,6 +68,15 @@ def test_pruning_nothing_says_so(tiny: Any, tmp_path: Path, texts_file: Path) ->
     ("arguments", "word"),
     [
         (("quantize", "--max-texts", "10"), "--texts"),
+        (("quantize", "--no-gate", "--min-cosine", "0.9"), "--no-gate"),
+        (("quantize", "--texts", "none.txt"), "--texts must be a readable file, got 'none.txt'"),
+        (("distil", "--layers", "2", "--labels", "none.txt"), "--labels must be a readable file"),
+        (("prune",), "--speedup, --flops, --latency-ms or --drop-layers, got none"),
+        (("prune", "--drop-layers", "0"), "got none"),
+        (("prune", "--flops", "0.0001"), "flops must be at least 0."),
+        (("prune", "--latency-ms", "1e-9"), "latency_ms must be at least 0."),
+        (("prune", "--speedup", "1e9"), "speedup must be at most"),
+        (("distil", "--layers", "2", "--flops", "1e-9"), "flops must be at least 0."),
         (("prune", "--flops", "0.5", "--speedup", "2"), "one of"),
         (("distil", "--layers", "7"), "layers must be"),
         (("sparsify", "--pattern", "2:4", "--sparsity", "0.6"), "0.5 for pattern 2:4"),
@@ -85,6 +95,57 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert done.exit_code == 2
     assert word in done.output
     assert not list(tmp_path.iterdir())
+
+
+def test_the_ending_of_a_texts_file_is_refused_without_options_of_encode(
+    tiny: Any, tmp_path: Path
+) -> None:
+    source = tmp_path / "texts.bin"
+    source.write_bytes(b"a cat")
+    done = minibert("quantize", tiny("bert"), tmp_path / "out", "--texts", source)
+    assert done.exit_code == 2
+    assert "--texts must end in one of .txt" in done.output
+    assert "--input-format" not in done.output
+
+
+@pytest.mark.parametrize("kind", ["empty folder", "other folder", "file"])
+def test_what_is_no_model_is_never_replaced(tiny: Any, tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "out"
+    if kind == "file":
+        target.write_text("x")
+    else:
+        target.mkdir()
+    if kind == "other folder":
+        (target / "notes.txt").write_text("x")
+    before = sorted(tmp_path.rglob("*"))
+    for more in ((), ("--overwrite",)):
+        done = minibert("quantize", tiny("bert"), target, *more)
+        assert done.exit_code == 2
+        assert "no model folder to be replaced" in done.output
+        assert "--overwrite" not in done.output
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_refused_target_keeps_the_measurements_of_an_earlier_run(
+    tiny: Any, tmp_path: Path, texts_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: object, **keywords: object) -> None:
+        raise KeyboardInterrupt
+
+    command = ("prune", tiny("bert"), tmp_path / "out", "--texts", texts_file, "--drop-layers", "1")
+    with monkeypatch.context() as patch:
+        patch.setattr("minibert.compress.cutting.refit", stop)
+        stopped = minibert(*command)
+    assert stopped.exit_code == 130
+    left = [".out.progress.json", "texts.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+    refused = minibert(*command, "--flops", "0.0001")
+    assert refused.exit_code == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+    done = minibert(*command)
+    assert done.exit_code == 0, done.output
+    assert "Going on from 3 measurements" in done.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "texts.txt"]
 
 
 @pytest.mark.parametrize("name", ["quantize", "prune", "distil"])
