@@ -108,8 +108,10 @@ def measure(options: argparse.Namespace) -> Path:
         identity=identity,
         say=say,
     )
-    found_ceilings = ceilings.measure(features, threads=settings.threads, scratch=state.parent)
+    before = ceilings.measure(features, threads=settings.threads, scratch=state.parent)
     stages = run.run()
+    after = ceilings.measure(features, threads=settings.threads, scratch=state.parent)
+    found_ceilings = ceilings.highest(before, after)
     found = record.assemble(run, stages, found_ceilings, chosen, commit)
     folder = state.parent / "results" if options.quick else RESULTS
     path = record.save(found, folder)

@@ -74,6 +74,19 @@ def measure(
     return found
 
 
+def highest(
+    one: Mapping[str, dict[str, Any]], other: Mapping[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The higher rate of each ceiling of two measurements, before a run and after it.
+
+    A machine that was slow while its ceilings were measured would have engines that pass them.
+    """
+    return {
+        name: max(found, other.get(name, found), key=lambda entry: entry["per_s"])
+        for name, found in one.items()
+    }
+
+
 def ceiling(found: Mapping[str, Mapping[str, Any]], dtype: str) -> tuple[str, float] | None:
     """The highest rate for a number format, with its name.
 

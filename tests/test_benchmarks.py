@@ -263,6 +263,14 @@ def test_operations_of_a_text() -> None:
     assert ceilings.ceiling(found, "bfloat16") == ("best", 7)
 
 
+def test_the_higher_of_two_measured_ceilings_counts() -> None:
+    def of(**rates: float) -> dict[str, dict[str, float]]:
+        return {name: {"per_s": rate} for name, rate in rates.items()}
+
+    assert ceilings.highest(of(a=1.0, b=5.0), of(a=2.0, b=4.0)) == of(a=2.0, b=5.0)
+    assert ceilings.highest(of(a=1.0), {}) == of(a=1.0)
+
+
 def test_ceilings_are_measured_for_what_the_processor_has(tmp_path: Path) -> None:
     found = ceilings.measure([], threads=1, scratch=tmp_path, each_s=0.001)
     assert set(found) <= {"gemm_numpy"}
