@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from minibert import Engine
+from tests.refusals import save_good
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may use the network by accident
 
@@ -101,3 +105,25 @@ def minilm() -> Path:
     from minibert.cli.fetch import default_models_folder, obtain_model
 
     return obtain_model(default_models_folder(), lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder from which an engine can be made, for tests that then ask for what it refuses."""
+    return save_good(tmp_path_factory.mktemp("good") / "good")
+
+
+@pytest.fixture(scope="module")
+def engine(good: Path) -> Iterator[Engine]:
+    """An engine on `good`."""
+    with Engine.from_pretrained(good, local_files_only=True) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def quick_collection(good: Path) -> Iterator[None]:
+    """Leave what the libraries hold out of the collections that the tests ask for."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +13,9 @@ import pytest
 from minibert import Engine
 from minibert.errors import DeviceOptionError, InputError, MemoryLimitError, MinibertError
 from tests.checkpoints import HIDDEN_SIZE, MAX_LENGTH
-from tests.refusals import refusal, save_good
+from tests.refusals import refusal
 
-
-@pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_good(tmp_path_factory.mktemp("bad_arguments") / "good")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_collection(good: Path) -> Iterator[None]:
-    """Leave what the libraries hold out of the collections that the tests ask for."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-@pytest.fixture(scope="module")
-def engine(good: Path) -> Iterator[Engine]:
-    with Engine.from_pretrained(good, local_files_only=True) as engine:
-        yield engine
+pytestmark = pytest.mark.usefixtures("quick_collection")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import json
 import shutil
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +24,14 @@ from minibert.errors import (
     WeightsError,
 )
 from tests.checkpoints import HIDDEN_SIZE, edit_json, edit_tensors, write_json
-from tests.refusals import mapped, refusal, save_good
+from tests.refusals import mapped, refusal
 
 WORD = "embeddings.word_embeddings.weight"
 QUERY = "encoder.layer.0.attention.self.query.weight"
 INNER = "encoder.layer.1.intermediate.dense.weight"
 
 
-@pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_good(tmp_path_factory.mktemp("bad_folders") / "good")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_collection(good: Path) -> Iterator[None]:
-    """Leave what the libraries hold out of the collections that the tests ask for."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("quick_collection")
 
 
 def cut_file(folder: Path, name: str, keep: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +24,9 @@ from minibert.errors import (
     TruncationWarning,
 )
 from tests.checkpoints import HIDDEN_SIZE
-from tests.refusals import mapped, refusal, save_good
+from tests.refusals import mapped, refusal
 
-
-@pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_good(tmp_path_factory.mktemp("odd_inputs") / "good")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_collection(good: Path) -> Iterator[None]:
-    """Leave what the libraries hold out of the collections that the tests ask for."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-@pytest.fixture(scope="module")
-def engine(good: Path) -> Iterator[Engine]:
-    with Engine.from_pretrained(good, local_files_only=True) as engine:
-        yield engine
+pytestmark = pytest.mark.usefixtures("quick_collection")
 
 
 @pytest.mark.parametrize(

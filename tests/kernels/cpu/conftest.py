@@ -23,9 +23,19 @@ PATHS = [path for path in loader.all_paths() if path.supported] if BUILT else []
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`isa` is every path; `block_isa` those that have the kernel for block-sparse weights."""
-    with_blocks = [path for path in PATHS if "float32-block" in path.formats]
-    for name, paths in (("isa", PATHS), ("block_isa", with_blocks)):
+    """`isa` is every path; the others are those that have a kernel for a format."""
+
+    def having(format_: str) -> list[loader.CpuPath]:
+        return [path for path in PATHS if format_ in path.formats]
+
+    plain_bfloat16 = [path for path in having("bfloat16") if path not in having("bfloat16x1")]
+    choices = {
+        "isa": PATHS,
+        "block_isa": having("float32-block"),
+        "bfloat16_isa": plain_bfloat16,  # those that widen it, and do not multiply it as it is
+        "float16_isa": having("float16"),
+    }
+    for name, paths in choices.items():
         if name not in metafunc.fixturenames:
             continue
         if BUILT:
