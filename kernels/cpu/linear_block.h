@@ -132,11 +132,9 @@ void multiply_block_rows(float* __restrict__ out, const float* __restrict__ a, i
 using MultiplyBlock = void (*)(float*, const float*, int64_t, const uint16_t*, const float*,
                                int64_t, Ahead);
 
-template <int kRows>
 inline MultiplyBlock multiply_block_for(int64_t rows) {
-  if (rows == kRows) return multiply_block_rows<kRows>;
-  if constexpr (kRows > 1) return multiply_block_for<kRows - 1>(rows);
-  return nullptr;
+  return for_rows<kBlockTileRows>(
+      rows, [](auto count) { return &multiply_block_rows<decltype(count)::value>; });
 }
 
 size_t block_scratch_bytes(int64_t) { return 0; }
@@ -162,7 +160,7 @@ void block_compute(const Linear& linear, const LinearCall& call, int64_t row_beg
       const int64_t col = panel * kBlockCols;
       for_each_tile(row_begin, row_end, kBlockTileRows, [&](int64_t row, int64_t rows) {
         prefetch_tile(linear, call, row, rows, col);
-        multiply_block_for<kBlockTileRows>(rows)(
+        multiply_block_for(rows)(
             sums, call.hidden + row * in_features, in_features, index + first,
             values + first * kBlockCols, count, prefetch.spread(count > 0 ? count : 1));
         const Tile tile = {row, rows, col, min_of(kBlockCols, linear.out_features - col)};

@@ -89,20 +89,13 @@ struct Products {
   // out (rows, kCols) = a (rows, depth) times the panel. rows: at most kTileRows.
   static void multiply(int64_t rows, int32_t* out, const uint8_t* a, const int8_t* panel,
                        int64_t depth, Ahead ahead) {
-    find<Dot::kTileRows>(rows)(out, a, panel, depth, ahead);
+    for_rows<Dot::kTileRows>(rows, [](auto count) {
+      return &multiply_rows<decltype(count)::value>;
+    })(out, a, panel, depth, ahead);
   }
   static int64_t steps(int64_t depth) { return depth / kGroup / kChunk + 1; }
 
  private:
-  using Multiply = void (*)(int32_t*, const uint8_t*, const int8_t*, int64_t, Ahead);
-
-  template <int kRows>
-  static Multiply find(int64_t rows) {
-    if (rows == kRows) return multiply_rows<kRows>;
-    if constexpr (kRows > 1) return find<kRows - 1>(rows);
-    return nullptr;
-  }
-
   // kTogether groups, added in int16, then widened.
   template <int kRows, int kTogether>
   __attribute__((always_inline)) static inline void add_groups(Dot::type (*acc)[2],

@@ -25,6 +25,20 @@ struct Ahead {
   int64_t step;  // bytes
 };
 
+template <int kCount>
+struct Count {
+  static constexpr int value = kCount;
+};
+
+// A function compiled for a number of rows, 1 to kRows, that is known at run time:
+// pick(Count<rows>()) names it.
+template <int kRows, typename Pick>
+inline auto for_rows(int64_t rows, Pick pick) -> decltype(pick(Count<kRows>())) {
+  if (rows == kRows) return pick(Count<kRows>());
+  if constexpr (kRows > 1) return for_rows<kRows - 1>(rows, pick);
+  return nullptr;
+}
+
 template <int kRows>
 inline __attribute__((always_inline)) void multiply_tile(float* __restrict__ out,
                                                          int64_t out_stride,
@@ -72,16 +86,10 @@ void multiply_rows(float* out, int64_t out_stride, const float* a, int64_t a_str
   multiply_tile<kRows>(out, out_stride, a, a_stride, panel, depth, ahead);
 }
 
-template <int kRows>
-struct TileTable {
-  static MultiplyTile find(int64_t rows) {
-    if (rows == kRows) return multiply_rows<kRows>;
-    if constexpr (kRows > 1) return TileTable<kRows - 1>::find(rows);
-    return nullptr;
-  }
-};
-
-inline MultiplyTile multiply_for(int64_t rows) { return TileTable<Vec::kTileRows>::find(rows); }
+inline MultiplyTile multiply_for(int64_t rows) {
+  return for_rows<Vec::kTileRows>(
+      rows, [](auto count) { return &multiply_rows<decltype(count)::value>; });
+}
 
 inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
