@@ -85,6 +85,20 @@ def activate(x: Any, name: str | None) -> Any:
     return np.tanh(x)
 
 
+def multiply(x: Any, weight: Any) -> Any:
+    """x @ weight.T at the precision of x; in float32 a multiply-add after the other, each rounded.
+
+    A BLAS would not do: how it splits its sums, and with that its error, differs between machines.
+    """
+    if x.dtype != np.float32:
+        return x @ weight.T
+    wide, wide_weight = x.astype(np.float64), weight.astype(np.float64)
+    out = np.zeros((len(x), len(weight)), np.float32)
+    for k in range(x.shape[1]):  # a product of two float32 is exact in float64
+        out = (out + wide[:, k, None] * wide_weight[:, k]).astype(np.float32)
+    return out
+
+
 def attention(qkv: Any, cu_seqlens: Any, num_heads: int, head_dim: int, scale: float) -> Any:
     """softmax(scale * Q K^T) V per sequence and head, at the precision of qkv."""
     out = np.zeros((qkv.shape[0], num_heads * head_dim), qkv.dtype)
@@ -121,6 +135,7 @@ def assert_close(out: Any, plain: Any, exact: Any) -> None:
 def reference() -> SimpleNamespace:
     return SimpleNamespace(
         activate=activate,
+        multiply=multiply,
         attention=attention,
         layer_norm=layer_norm,
         assert_close=assert_close,
