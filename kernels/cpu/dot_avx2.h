@@ -23,6 +23,10 @@ struct Dot {
   static constexpr int kActivationShift = 0;  // what the instruction's operand is less than q
 
   static type zero() { return _mm256_setzero_si256(); }
+  static type multiple(const int32_t* values, int32_t factor) {
+    return _mm256_mullo_epi32(_mm256_loadu_si256((const __m256i*)values),
+                              _mm256_set1_epi32(factor));
+  }
   static type broadcast(const uint8_t* group) {
     int32_t bits;
     __builtin_memcpy(&bits, group, sizeof bits);

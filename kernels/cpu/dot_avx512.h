@@ -16,6 +16,9 @@ struct Dot {
   static constexpr int kActivationShift = 0;  // what the instruction's operand is less than q
 
   static type zero() { return _mm512_setzero_si512(); }
+  static type multiple(const int32_t* values, int32_t factor) {
+    return _mm512_mullo_epi32(_mm512_loadu_si512(values), _mm512_set1_epi32(factor));
+  }
   static type broadcast(const uint8_t* group) {
     int32_t bits;
     __builtin_memcpy(&bits, group, sizeof bits);

@@ -17,7 +17,9 @@ struct Dot {
   static constexpr int kTileRows = 8;
   static constexpr int kSteps = 255;  // largest quantised activation
 
-  static type zero() { return vdupq_n_s32(0); }
+  static type multiple(const int32_t* values, int32_t factor) {
+    return vmulq_n_s32(vld1q_s32(values), factor);
+  }
 #if defined(__ARM_FEATURE_DOTPROD)
   static constexpr int kActivationShift = 128;
 #else

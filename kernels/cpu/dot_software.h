@@ -23,9 +23,9 @@ struct SoftwareDot {
   static constexpr int kSteps = 255;          // largest quantised activation
   static constexpr int kActivationShift = 0;  // what the instruction's operand is less than q
 
-  static type zero() {
+  static type multiple(const int32_t* values, int32_t factor) {
     type out;
-    memset(&out, 0, sizeof out);
+    for (int i = 0; i < kWidth; ++i) out.lane[i] = values[i] * factor;
     return out;
   }
   static Quads broadcast(const uint8_t* group) {

@@ -21,7 +21,9 @@ struct Dot {
   }
 #if defined(__AVX512VNNI__)
   using type = __m512i;
-  static type zero() { return _mm512_setzero_si512(); }
+  static type multiple(const int32_t* values, int32_t factor) {
+    return _mm512_mullo_epi32(_mm512_loadu_si512(values), _mm512_set1_epi32(factor));
+  }
   static type broadcast(const uint8_t* group) { return _mm512_set1_epi32(group_bits(group)); }
   static type load(const int8_t* weights) { return _mm512_loadu_si512(weights); }
   static void multiply_add(type& sum, type activations, type weights) {
@@ -29,14 +31,16 @@ struct Dot {
   }
   static void store(int32_t* p, type x) { _mm512_store_si512(p, x); }
   static type load_sums(const int32_t* acc) { return _mm512_load_si512(acc); }
-  static type add(type a, type b) { return _mm512_add_epi32(a, b); }
-  static type multiply_pairs(type weights, uint32_t one, int32_t steps) {
+  static type add_picked(type sums, type weights, uint32_t one, int32_t steps) {
     const type picked = _mm512_maddubs_epi16(_mm512_set1_epi32((int32_t)one), weights);
-    return _mm512_madd_epi16(picked, _mm512_set1_epi32(steps));
+    return _mm512_dpwssd_epi32(sums, picked, _mm512_set1_epi32(steps));
   }
 #else
   using type = __m256i;
-  static type zero() { return _mm256_setzero_si256(); }
+  static type multiple(const int32_t* values, int32_t factor) {
+    return _mm256_mullo_epi32(_mm256_loadu_si256((const __m256i*)values),
+                              _mm256_set1_epi32(factor));
+  }
   static type broadcast(const uint8_t* group) { return _mm256_set1_epi32(group_bits(group)); }
   static type load(const int8_t* weights) { return _mm256_loadu_si256((const __m256i*)weights); }
   static void multiply_add(type& sum, type activations, type weights) {
@@ -44,17 +48,15 @@ struct Dot {
   }
   static void store(int32_t* p, type x) { _mm256_store_si256((__m256i*)p, x); }
   static type load_sums(const int32_t* acc) { return _mm256_load_si256((const __m256i*)acc); }
-  static type add(type a, type b) { return _mm256_add_epi32(a, b); }
-  static type multiply_pairs(type weights, uint32_t one, int32_t steps) {
+  static type add_picked(type sums, type weights, uint32_t one, int32_t steps) {
     const type picked = _mm256_maddubs_epi16(_mm256_set1_epi32((int32_t)one), weights);
-    return _mm256_madd_epi16(picked, _mm256_set1_epi32(steps));
+    return _mm256_dpwssd_avx_epi32(sums, picked, _mm256_set1_epi32(steps));
   }
 #endif
   // acc (2 * kLanes) += steps times the weights of one input; TileExcess says what the last two are.
   static void add_excess(int32_t* acc, const int8_t* group, uint32_t one, int32_t steps) {
     for (int vec = 0; vec < 2; ++vec, acc += kLanes)
-      store(acc, add(load_sums(acc),
-                     multiply_pairs(load(group + vec * kLanes * 4), one, steps)));
+      store(acc, add_picked(load_sums(acc), load(group + vec * kLanes * 4), one, steps));
   }
 };
 

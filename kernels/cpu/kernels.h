@@ -40,6 +40,7 @@ struct LinearCall {
   const void* prepared;   // what `prepare` wrote, or null
   int64_t num_rows;
   Activation activation;
+  int64_t prefetch_end;   // end of the panels that this thread most likely takes, in this job or next
 };
 
 // How one number format is multiplied on one path. A job is a block of rows times a range of

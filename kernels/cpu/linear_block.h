@@ -153,7 +153,7 @@ void block_compute(const Linear& linear, const LinearCall& call, int64_t row_beg
     for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
       const int32_t* list = begin + block * panels + panel;
       const int64_t first = list[0], count = list[1] - first;
-      const int64_t next = panel + 1 < panel_end ? list[2] - list[1] : 0;
+      const int64_t next = panel + 1 < call.prefetch_end ? list[2] - list[1] : 0;
       PanelPrefetch prefetch(values + list[1] * kBlockCols,
                              next * kBlockCols * (int64_t)sizeof(float),
                              ceil_div(row_end - row_begin, kBlockTileRows));

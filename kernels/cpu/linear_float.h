@@ -100,7 +100,7 @@ void float_compute(const Linear& linear, const LinearCall& call, int64_t row_beg
                                            block * kPanelCols);
       const auto* next_panel = packed + (col + kPanelCols) * in_features + k * kPanelCols;
       const int64_t panel_bytes = block * kPanelCols * (int64_t)sizeof *packed;
-      PanelPrefetch prefetch(next_panel, panel + 1 < panel_end ? panel_bytes : 0,
+      PanelPrefetch prefetch(next_panel, panel + 1 < call.prefetch_end ? panel_bytes : 0,
                              ceil_div(row_end - row_begin, Vec::kTileRows));
       for_each_tile(row_begin, row_end, Vec::kTileRows, [&](int64_t row, int64_t rows) {
         prefetch_tile(linear, call, row, rows, col);

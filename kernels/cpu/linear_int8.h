@@ -15,7 +15,7 @@ namespace {
 constexpr int64_t kInt8PanelCols = Products::kCols;
 constexpr int64_t kInt8BlockRows = 96;
 constexpr int64_t kInt8MaxInFeatures = 32768;
-// A row's excess adds up to at most in_features / kClip^2 * kSteps steps, by Cauchy and Schwarz.
+// A row's excess adds up to at most in_features / clip^2 * kSteps steps, by Cauchy and Schwarz.
 static_assert(kInt8MaxInFeatures * 255 * 127 / 4 * 5 < (int64_t{1} << 31), "int32 sums are exact");
 static_assert(kInt8PanelCols % Vec::kLanes == 0, "the epilogue takes whole vectors");
 
@@ -82,11 +82,13 @@ void int8_prepare(void* prepared, const float* hidden, int64_t row_begin, int64_
                   int64_t num_rows, const Linear& linear) {
   const int64_t in_features = linear.in_features;
   const Int8Rows rows(prepared, num_rows, in_features);
+  RowQuantizer next = row_quantizer<Dot::kSteps>(hidden + row_begin * in_features, linear);
   for (int64_t row = row_begin; row < row_end; ++row) {
     const float* source = hidden + row * in_features;
     uint8_t* q = rows.values + row * rows.depth;
     Excess* excess = rows.excess + row * rows.capacity;
-    RowQuantizer quantizer = row_quantizer<Dot::kSteps>(source, linear);
+    RowQuantizer quantizer = next;
+    if (row + 1 < row_end) next = row_quantizer<Dot::kSteps>(source + in_features, linear);
     int64_t c = 0;
     for (; c + Vec::kLanes <= in_features; c += Vec::kLanes)
       Vec::store_uint8(q + c, quantize<Dot::kSteps>(source, c, Vec::kLanes, quantizer, excess));
@@ -129,15 +131,13 @@ void int8_compute(const Linear& linear, const LinearCall& call, int64_t row_begi
     const int8_t* weights = layout.panel(linear.packed, panel);
     const int32_t* weight_sum = layout.weight_sum(linear.packed) + col;
     PanelPrefetch prefetch(weights + layout.panel_bytes,
-                           panel + 1 < panel_end ? layout.panel_bytes : 0, num_tiles);
+                           panel + 1 < call.prefetch_end ? layout.panel_bytes : 0, num_tiles);
     const int64_t* tile_begin = begin;
     for_each_tile(row_begin, row_end, Dot::kTileRows, [&](int64_t row, int64_t rows) {
       prefetch_tile(linear, call, row, rows, col);
       Products::multiply(rows, acc, rows_in.values + row * layout.depth, weights, layout.depth,
+                         {rows_in.scales + row, weight_sum},
                          prefetch.spread(Products::steps(layout.depth)));
-      for (int64_t r = 0; r < rows; ++r)
-        subtract_zero_point<kInt8PanelCols, Dot::kActivationShift>(
-            acc + r * kInt8PanelCols, rows_in.scales[row + r], weight_sum);
       for (const TileExcess* e = excess + tile_begin[0]; e < excess + tile_begin[1]; ++e)
         Dot::add_excess(acc + e->acc_at, weights + e->weights_at, e->one, e->steps);
       ++tile_begin;

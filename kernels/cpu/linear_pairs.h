@@ -85,7 +85,7 @@ void pairs_compute(const Linear& linear, const LinearCall& call, int64_t row_beg
   for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
     const int64_t col = panel * kPairsCols;
     const char* cols = (const char*)linear.packed + panel * panel_bytes;
-    PanelPrefetch prefetch(cols + panel_bytes, panel + 1 < panel_end ? panel_bytes : 0,
+    PanelPrefetch prefetch(cols + panel_bytes, panel + 1 < call.prefetch_end ? panel_bytes : 0,
                            ceil_div(row_end - row_begin, 2 * kRowPairs));
     for_each_pairs_tile(row_begin, row_end, [&](int64_t row, int64_t rows, int64_t pairs) {
       prefetch_tile(linear, call, row, rows, col);

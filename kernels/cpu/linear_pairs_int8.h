@@ -115,7 +115,7 @@ void int8_pairs_compute(const Linear& linear, const LinearCall& call, int64_t ro
     const char* cols = layout.panel(linear.packed, panel);
     const int32_t* weight_sum = layout.weight_sum(linear.packed) + col;
     PanelPrefetch prefetch(cols + layout.panel_bytes,
-                           panel + 1 < panel_end ? layout.panel_bytes : 0,
+                           panel + 1 < call.prefetch_end ? layout.panel_bytes : 0,
                            ceil_div(row_end - row_begin, 2 * kRowPairs));
     for_each_pairs_tile(row_begin, row_end, [&](int64_t row, int64_t rows, int64_t pairs) {
       prefetch_tile(linear, call, row, rows, col);
@@ -123,7 +123,7 @@ void int8_pairs_compute(const Linear& linear, const LinearCall& call, int64_t ro
                                  (const char*)rows_in.values + row / 2 * rows_in.pair_bytes,
                                  rows_in.pair_bytes, cols, steps, steps, prefetch.spread(steps));
       for (int64_t r = 0; r < rows; ++r)
-        correct_sums<kPairsCols, 0, kInt8PairsDepth>(
+        correct_sums<kPairsCols, kInt8PairsDepth>(
             acc + r * kPairsCols, rows_in.scales[row + r], weight_sum,
             rows_in.excess + (row + r) * rows_in.capacity, [&](int64_t group) {
               constexpr int64_t kGroups = kInt8PairsDepth / kGroup;

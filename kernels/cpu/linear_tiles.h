@@ -129,7 +129,7 @@ void tiles_compute(const Linear& linear, const LinearCall& call, int64_t row_beg
   for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
     const char* cols = (const char*)linear.packed + panel * steps * kStepBytes;
     PanelPrefetch prefetch(cols + steps * kStepBytes,
-                           panel + 1 < panel_end ? steps * kStepBytes : 0,
+                           panel + 1 < call.prefetch_end ? steps * kStepBytes : 0,
                            ceil_div(row_end - row_begin, kTileBlock));
     for (int64_t row = row_begin; row < row_end; row += kTileBlock) {
       const char* rows = (const char*)call.prepared + row / kTileBlock * steps * kStepBytes;

@@ -125,7 +125,7 @@ void int8_tiles_compute(const Linear& linear, const LinearCall& call, int64_t ro
     const int64_t col = panel * kTileCols;
     const int32_t* weight_sum = layout.weight_sum(linear.packed) + col;
     PanelPrefetch prefetch(cols + layout.steps * kStepBytes,
-                           panel + 1 < panel_end ? layout.steps * kStepBytes : 0,
+                           panel + 1 < call.prefetch_end ? layout.steps * kStepBytes : 0,
                            ceil_div(row_end - row_begin, kTileBlock));
     for (int64_t row = row_begin; row < row_end; row += kTileBlock) {
       const char* rows = (const char*)rows_in.blocks + row / kTileBlock * layout.steps * kStepBytes;
@@ -142,7 +142,7 @@ void int8_tiles_compute(const Linear& linear, const LinearCall& call, int64_t ro
       Tiles::store(acc);
       for (int64_t r = 0; r < num_rows; ++r)
         for (int64_t half = 0; half < 2; ++half)
-          correct_sums<16, 0>(
+          correct_sums<16>(
               acc + r * kTileCols + half * 16, rows_in.scales[row + r], weight_sum + half * 16,
               rows_in.excess + (row + r) * rows_in.capacity, [&](int64_t group) {
                 constexpr int64_t kGroups = kInt8TileDepth / kGroup;

@@ -121,11 +121,16 @@ void linear(Stream& stream, const PackedLinear& weights, LinearCall call) {
   }
   const size_t scratch_bytes = kernel.scratch_bytes(layer.in_features);
   for (auto& buffer : stream.scratch) buffer->reserve(scratch_bytes);
-  run(stream, row_blocks * groups, [&](int64_t job, int worker) {
+  const int64_t num_jobs = row_blocks * groups;
+  run(stream, num_jobs, [&](int64_t job, int worker) {
     const int64_t block = job / groups, group = job % groups;
-    kernel.compute(layer, call, block * rows_per_block,
+    const int64_t panel_end = panels * (group + 1) / groups;
+    const bool goes_on = group + 1 < groups && stream.team->same_share(num_jobs, job);
+    LinearCall own = call;
+    own.prefetch_end = panel_end + (goes_on ? 1 : 0);
+    kernel.compute(layer, own, block * rows_per_block,
                    std::min(call.num_rows, (block + 1) * rows_per_block),
-                   panels * group / groups, panels * (group + 1) / groups,
+                   panels * group / groups, panel_end,
                    stream.scratch[static_cast<size_t>(worker)]->reserve(scratch_bytes));
   });
 }

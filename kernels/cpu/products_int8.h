@@ -13,12 +13,13 @@ struct Products {
   static size_t order_bytes(int64_t) { return 0; }
   static void find_order(int8_t*, int64_t) {}
 
-  // out (rows, kCols) = a (rows, depth) times the panel. rows: at most kTileRows.
+  // out (rows, kCols) = a (rows, depth) times the panel, without the zero points. rows: at most
+  // kTileRows.
   static void multiply(int64_t rows, int32_t* out, const uint8_t* a, const int8_t* panel,
-                       int64_t depth, Ahead ahead) {
+                       int64_t depth, const ZeroPoints& zero_points, Ahead ahead) {
     for_rows<Dot::kTileRows>(rows, [](auto count) {
       return &multiply_rows<decltype(count)::value>;
-    })(out, a, panel, depth, ahead);
+    })(out, a, panel, depth, zero_points, ahead);
   }
   static int64_t steps(int64_t depth) { return depth / kGroup; }
 
@@ -27,10 +28,14 @@ struct Products {
   template <int kRows>
   __attribute__((noinline)) static void multiply_rows(int32_t* out, const uint8_t* a,
                                                       const int8_t* panel, int64_t depth,
+                                                      const ZeroPoints& zero_points,
                                                       Ahead ahead) {
     Dot::type acc[kRows][2];
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) acc[r][0] = acc[r][1] = Dot::zero();
+    for (int r = 0; r < kRows; ++r)
+      for (int vec = 0; vec < 2; ++vec)
+        acc[r][vec] = Dot::multiple(zero_points.weight_sum + vec * Dot::kLanes,
+                                    Dot::kActivationShift - zero_points.scales[r].zero_point);
     for (int64_t k = 0; k < depth; k += kGroup) {
       const auto first = Dot::load(panel), second = Dot::load(panel + Dot::kLanes * kGroup);
       panel += kCols * kGroup;

@@ -5,9 +5,9 @@
 // range, which after GELU is far from symmetric; zero_point is a whole number, so that 0 stays 0
 // and the correction for it is an exact integer.
 // A few values of a row are far from the others (BERT's outlier features, and neurons that fire).
-// They would make the steps coarse for all: the range therefore ends at kClip times the root mean
+// They would make the steps coarse for all: the range therefore ends at `clip` times the root mean
 // square of the row, and what a value has beyond is its excess, a whole number of steps, multiplied
-// on its own. Nothing saturates. No row has more than 1 / kClip^2 such values (Chebyshev).
+// on its own. Nothing saturates. No row has more than 1 / clip^2 such values (Chebyshev).
 // A layer with an input_range takes that for every row instead; what lies beyond saturates.
 // Every step is one float32 operation with a fixed order: equal integers on every path of the same
 // kSteps.
@@ -20,7 +20,9 @@ namespace {
 using minibert::InputRange;
 using minibert::Linear;
 
-constexpr float kClip = 3.5f;
+// Half as many steps have to be half as coarse: 3.5 leaves one value in a hundred, 5 a third of that.
+constexpr float kLeastClip = 3.5f;
+constexpr float clip_of(int steps) { return steps > 127 ? 5.0f : kLeastClip; }
 constexpr int64_t kGroup = 4;  // inputs that lie side by side for one output, one 32-bit lane
 
 struct RowScale {
@@ -31,10 +33,10 @@ struct RowScale {
 
 struct Excess {
   uint16_t input;
-  int16_t steps;  // within kSteps * sqrt(65536) / kClip
+  int16_t steps;  // within kSteps * sqrt(65536) / clip
 };
 
-// 1 / 11 and one more: room for the rounding of the root mean square.
+// 1 / kLeastClip^2 and more: room for the rounding of the root mean square.
 inline int64_t max_excess(int64_t in_features) { return in_features / 11 + 1; }
 
 struct RowQuantizer {
@@ -76,7 +78,7 @@ inline RowQuantizer row_quantizer(const float* row, int64_t size) {
   const RowQuantizer undefined = {0.0f, 0.0f, infinity, {__builtin_nanf(""), 0, 0}};
   if (!(squares < infinity) && !all_finite(row, size)) return undefined;
   // Squares of tiny values vanish and those of huge ones overflow: such rows have no limit.
-  const float limit = squares > 1e-30f ? kClip * __builtin_sqrtf(squares / (float)size) : infinity;
+  const float limit = squares > 1e-30f ? clip_of(kSteps) * __builtin_sqrtf(squares / (float)size) : infinity;
   const float smallest = Vec::reduce_min(low), largest = Vec::reduce_max(high);
   const float lowest = smallest > -limit ? smallest : -limit;
   const float highest = largest < limit ? largest : limit;
@@ -184,21 +186,26 @@ inline TileExcess* gather_excess(TileExcess* end, const RowScale* scales, const 
   return end;
 }
 
+// What sums of a tile begin with: less the zero point of a row, times the sum of a column's weights.
+struct ZeroPoints {
+  const RowScale* scales;     // (rows,)
+  const int32_t* weight_sum;  // (columns,)
+};
+
 // A vector of the compiler's that the machine has too: wider ones it keeps in memory.
 constexpr int kSumLanes = Vec::kLanes < 8 ? Vec::kLanes : 8;
 typedef int32_t SumLanes __attribute__((vector_size(kSumLanes * sizeof(int32_t))));
 
-// One row of kCols sums of q * weight, q less kShift, to sums of whole activations: without the
+// One row of kCols sums of q * weight to sums of whole activations: without the
 // zero point.
-template <int64_t kCols, int kShift>
+template <int64_t kCols>
 inline void subtract_zero_point(int32_t* acc, const RowScale& scale, const int32_t* weight_sum) {
-  const int32_t offset = scale.zero_point - kShift;
 #pragma GCC unroll 8
   for (int64_t c = 0; c < kCols; c += kSumLanes) {
     SumLanes sum, weight_sums;
     __builtin_memcpy(&sum, acc + c, sizeof sum);
     __builtin_memcpy(&weight_sums, weight_sum + c, sizeof sum);
-    sum -= weight_sums * offset;
+    sum -= weight_sums * scale.zero_point;
     __builtin_memcpy(acc + c, &sum, sizeof sum);
   }
 }
@@ -226,10 +233,10 @@ inline void add_excess(int32_t* acc, const int8_t* group, int position, int32_t 
 }
 
 // Both for one row whose excess is a list of its own.
-template <int64_t kCols, int kShift, int64_t kStride = kGroup, typename Group>
+template <int64_t kCols, int64_t kStride = kGroup, typename Group>
 inline void correct_sums(int32_t* acc, const RowScale& scale, const int32_t* weight_sum,
                          const Excess* excess, Group group) {
-  subtract_zero_point<kCols, kShift>(acc, scale, weight_sum);
+  subtract_zero_point<kCols>(acc, scale, weight_sum);
   for (const Excess* e = excess; e < excess + scale.num_excess; ++e)
     add_excess<kCols, kStride>(acc, group(e->input / kGroup), e->input % kGroup, e->steps);
 }

@@ -22,7 +22,8 @@ void pause() {
 
 }  // namespace
 
-Team::Team(int size) : size_(size < 1 ? 1 : size) {
+Team::Team(int size)
+    : size_(size < 1 ? 1 : size), shares_(static_cast<size_t>(size_)) {
   threads_.reserve(static_cast<size_t>(size_ - 1));
   for (int worker = 1; worker < size_; ++worker) {
     threads_.emplace_back([this, worker] { work(worker); });
@@ -39,11 +40,20 @@ Team::~Team() {
 }
 
 void Team::take_jobs(int worker) {
-  for (;;) {
-    const int64_t i = next_job_.fetch_add(1, std::memory_order_relaxed);
-    if (i >= num_jobs_) return;
-    job_(context_, i, worker);
+  for (int offset = 0; offset < size_; ++offset) {
+    Share& share = shares_[static_cast<size_t>((worker + offset) % size_)];
+    for (;;) {
+      const int64_t i = share.next.fetch_add(1, std::memory_order_relaxed);
+      if (i >= share.end) break;
+      job_(context_, i, worker);
+    }
   }
+}
+
+bool Team::same_share(int64_t num_jobs, int64_t i) const {
+  for (int worker = 1; worker <= size_; ++worker)
+    if (i + 1 == share_begin(num_jobs, worker)) return false;
+  return true;
 }
 
 void Team::run(int64_t num_jobs, Job job, void* context) {
@@ -51,10 +61,13 @@ void Team::run(int64_t num_jobs, Job job, void* context) {
     for (int64_t i = 0; i < num_jobs; ++i) job(context, i, 0);
     return;
   }
-  num_jobs_ = num_jobs;
   job_ = job;
   context_ = context;
-  next_job_.store(0, std::memory_order_relaxed);
+  for (int worker = 0; worker < size_; ++worker) {
+    Share& share = shares_[static_cast<size_t>(worker)];
+    share.next.store(share_begin(num_jobs, worker), std::memory_order_relaxed);
+    share.end = share_begin(num_jobs, worker + 1);
+  }
   // Publishes the fields above to whoever enters. Sequentially consistent together with sleeping_:
   // either this thread sees the sleeper, or the sleeper, which looks once more, sees the round.
   const uint64_t round = (state_.load(std::memory_order_relaxed) >> 32) + 1;
