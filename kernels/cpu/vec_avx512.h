@@ -50,6 +50,10 @@ struct Vec {
   static type select_less(type x, type y, type a, type b) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, y, _CMP_LT_OQ), b, a);
   }
+  // table[the last four bits of each lane].
+  static type lookup(const float (&table)[16], type places) {
+    return _mm512_permutexvar_ps(_mm512_castps_si512(places), _mm512_loadu_ps(table));
+  }
   static uint32_t exceed(type x, type limit) {
     return _mm512_cmp_ps_mask(abs(x), limit, _CMP_GT_OQ);
   }

@@ -100,6 +100,13 @@ struct SoftwareVec {
   static type select_less(const type& x, const type& y, const type& a, const type& b) {
     return each([&](int i) { return x.lane[i] < y.lane[i] ? a.lane[i] : b.lane[i]; });
   }
+  static type lookup(const float (&table)[16], const type& places) {
+    return each([&](int i) {
+      uint32_t bits;
+      memcpy(&bits, &places.lane[i], sizeof bits);
+      return table[bits & 15];
+    });
+  }
   static uint32_t exceed(const type& x, const type& limit) {
     uint32_t bits = 0;
     for (int i = 0; i < kWidth; ++i)
