@@ -143,8 +143,7 @@ def set_up() -> int:
 
 def rewrite_pages(found: dict[str, Any]) -> None:
     """Put the tables where the pages have markers for them."""
-    model = found["model"]["name"]
-    marker = "benchmarks" if model == models.MINILM else f"benchmarks-{model}"
+    marker = record.markers(found)
     stem = record.file_name(found).removesuffix(".json")
     names = [f"{stem}-{kind}.svg" for kind in pictures.KINDS]
     drawn = [f"../benchmarks/results/{name}" for name in names if (RESULTS / name).is_file()]
@@ -160,12 +159,13 @@ def rewrite_pages(found: dict[str, Any]) -> None:
 
 
 def recorded(folder: Path) -> list[Path]:
-    """The results files, the latest last.
+    """The results files, the latest last; those of benchmarks.compression are others.
 
     Raises:
         ValueError: there is none.
     """
-    found = sorted(folder.glob("*.json"))
+    every = sorted(folder.glob("*.json"))
+    found = [path for path in every if not path.stem.endswith("-compression")]
     if not found:
         raise ValueError(f"{folder.relative_to(CHECKOUT)} must hold a results file, it has none")
     return found

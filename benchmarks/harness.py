@@ -29,9 +29,9 @@ from benchmarks.speed_stages import (
 
 SHARES = {
     "correctness": 6.0,
-    "mixed": 34.0,
+    "mixed": 24.0,
     "short": 9.0,
-    "long": 12.0,
+    "long": 34.0,
     "request-32": 5.0,
     "request-96": 7.0,
     "single": 6.0,

@@ -132,14 +132,27 @@ def floors(
     return found
 
 
+def markers(results: Mapping[str, Any]) -> str:
+    """Name of the places in the pages where these results belong: one by model and instructions."""
+    model = "" if results["model"]["name"] == MINILM else results["model"]["name"]
+    return _slug(f"benchmarks {model} {_feature(results)}")
+
+
+def _feature(results: Mapping[str, Any]) -> str:
+    found = results["device"]["features"]
+    return next((feature for feature in FEATURES_IN_NAMES if feature in found), "")
+
+
+def _slug(words: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+
+
 def file_name(results: Mapping[str, Any]) -> str:
     """`<date>-<device>[-<model>].json`."""
-    about = results["device"]
-    feature = next((f for f in FEATURES_IN_NAMES if f in about["features"]), "")
     threads = f"{results['options']['threads']} threads"
     model = "" if results["model"]["name"] == MINILM else results["model"]["name"]
-    words = f"{about['processor']} {feature} {threads} {model}".lower()
-    return f"{results['date']}-{re.sub(r'[^a-z0-9]+', '-', words).strip('-')}.json"
+    words = f"{results['device']['processor']} {_feature(results)} {threads} {model}"
+    return f"{results['date']}-{_slug(words)}.json"
 
 
 def save(results: Mapping[str, Any], folder: Path) -> Path:

@@ -314,17 +314,21 @@ def test_the_base_shape_is_written_from_another_model(tiny: TinyModel, tmp_path:
     assert (tmp_path / "bert-base" / "model.safetensors").stat().st_size > 4 * 7 * 768 * 768
 
 
-def test_pages_are_rewritten_for_their_model(
+def test_pages_are_rewritten_for_their_model_and_instructions(
     results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "CHECKOUT", tmp_path)
     pages = [tmp_path / "README.md", tmp_path / "docs" / "benchmarks.md"]
     pages[1].parent.mkdir()
     for page in pages:
-        page.write_text("<!-- benchmarks:start -->\n<!-- benchmarks:end -->\n")
-    command.rewrite_pages(results)  # a model without markers of its own
-    assert all(page.read_text().count("\n") == 2 for page in pages)
-    named = {**results, "model": {**results["model"], "name": "all-MiniLM-L6-v2"}}
+        page.write_text("<!-- benchmarks-avx-512:start -->\n<!-- benchmarks-avx-512:end -->\n")
+    minilm = {**results["model"], "name": "all-MiniLM-L6-v2"}
+    wide = {**results["device"], "features": ["SSE4.2", "AVX2", "AVX-512"]}
+    for other in ({"model": minilm}, {"device": wide}):  # without markers of their own
+        features = {**results["device"], "features": ["AVX2"]}
+        command.rewrite_pages({**results, "device": features, **other})
+        assert all(page.read_text().count("\n") == 2 for page in pages)
+    named = {**results, "model": minilm, "device": wide}
     path = record.save(named, tmp_path / "recorded")
     assert command.main(["report", str(path)]) == 0
     assert "No ratio of this run is to be quoted" in pages[0].read_text()
