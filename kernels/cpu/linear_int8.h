@@ -82,13 +82,11 @@ void int8_prepare(void* prepared, const float* hidden, int64_t row_begin, int64_
                   int64_t num_rows, const Linear& linear) {
   const int64_t in_features = linear.in_features;
   const Int8Rows rows(prepared, num_rows, in_features);
-  RowQuantizer next = row_quantizer<Dot::kSteps>(hidden + row_begin * in_features, linear);
   for (int64_t row = row_begin; row < row_end; ++row) {
     const float* source = hidden + row * in_features;
     uint8_t* q = rows.values + row * rows.depth;
     Excess* excess = rows.excess + row * rows.capacity;
-    RowQuantizer quantizer = next;
-    if (row + 1 < row_end) next = row_quantizer<Dot::kSteps>(source + in_features, linear);
+    RowQuantizer quantizer = row_quantizer<Dot::kSteps>(source, linear);
     int64_t c = 0;
     for (; c + Vec::kLanes <= in_features; c += Vec::kLanes)
       Vec::store_uint8(q + c, quantize<Dot::kSteps>(source, c, Vec::kLanes, quantizer, excess));
