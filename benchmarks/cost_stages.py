@@ -51,7 +51,7 @@ def footprint(crew: Crew, share_s: float) -> dict[str, Any]:
                 for name, text in peak["first"].items()
             },
         }
-    crew.note(many)
+    crew.note(many, name="footprint")
     return {"contenders": found}
 
 
