@@ -285,15 +285,18 @@ def test_a_stopped_run_goes_on_and_gives_the_same(
         return whole(*arguments)
 
     monkeypatch.setattr(refit, "_refit_layer", stop_at_the_second)
+    said: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        prune_model(tiny("bert"), tmp_path / "p", target, texts=texts())
+        prune_model(tiny("bert"), tmp_path / "p", target, texts=texts(), say=said.append)
     assert (tmp_path / ".p.progress.0.safetensors").exists()
     calls.extend([1] * 9)
     before = len(calls)
     journal = tmp_path / ".p.progress.json"
     kept = json.loads(journal.read_text())["values"]
     assert kept and not (tmp_path / "p").exists()
-    said: list[str] = []
+    assert said[-1] == f"Stopped; the same command goes on from {len(kept)} measurements."
+    journal.with_name(journal.name + ".partial").touch()  # as a run killed while it wrote leaves it
+    said.clear()
     prune_model(tiny("bert"), tmp_path / "p", target, texts=texts(), say=said.append)
     assert f"{len(kept)} measurements" in said[0]
     assert len(calls) - before == 2  # of three layers, the first was fitted already

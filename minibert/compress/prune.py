@@ -128,6 +128,9 @@ def prune_model(
         if not resumed:  # a refusal leaves nothing, and takes nothing of an earlier run along
             pruner.forget()
         raise
+    except (KeyboardInterrupt, SystemExit):
+        say(f"Stopped; the same command goes on from {len(journal)} measurements.")
+        raise
     changed = weights is not loaded.weights
     measured = head_report = None
     more: dict[str, NDArray[np.float32]] = {}
