@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from minibert import Engine
+from minibert.compress import latency
 from minibert.compress.prune import PruneTarget, prune_model
 from minibert.compress.quantize import QuantizeOptions, quantize_model
 from minibert.compress.refit import refit
@@ -312,6 +313,33 @@ def test_speed_and_latency_targets_are_met_by_the_table(tiny: Any, tmp_path: Pat
         prune_model(tiny("bert"), tmp_path / str(number), target, texts=texts())
         weights = load_model(tmp_path / str(number)).weights
         assert encoder_flops(weights, run) <= encoder_flops(loaded.weights, run)
+
+
+def test_no_part_takes_less_than_no_time_where_measuring_was_disturbed(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class LateSingle:
+        """One layer alone takes longer than several, as beside a busy process."""
+
+        def __init__(self, run: Any, weights: Any) -> None:
+            self._seconds = 9.0 if len(weights.layers) == 1 else 2.0
+
+        def __enter__(self) -> LateSingle:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def seconds(self) -> float:
+            return self._seconds
+
+    monkeypatch.setattr(latency, "PreparedRun", LateSingle)
+    loaded = load_model(tiny("bert"))
+    table = latency.measure_latency(TextRun(loaded, texts(9)), loaded.weights, [1, 2], [16, 32])
+    assert table.base == 2.0
+    assert all(
+        seconds >= 0 for part in (table.attention, table.feed_forward) for seconds in part.values()
+    )
 
 
 @pytest.mark.parametrize(
