@@ -134,8 +134,12 @@ def floors(
 
 def markers(results: Mapping[str, Any]) -> str:
     """Name of the places in the pages where these results belong: one by model and instructions."""
-    model = "" if results["model"]["name"] == MINILM else results["model"]["name"]
-    return _slug(f"benchmarks {model} {_feature(results)}")
+    return _slug(f"benchmarks {_model(results)} {_feature(results)}")
+
+
+def _model(results: Mapping[str, Any]) -> str:
+    name: str = results["model"]["name"]
+    return "" if name == MINILM else name
 
 
 def _feature(results: Mapping[str, Any]) -> str:
@@ -150,8 +154,7 @@ def _slug(words: str) -> str:
 def file_name(results: Mapping[str, Any]) -> str:
     """`<date>-<device>[-<model>].json`."""
     threads = f"{results['options']['threads']} threads"
-    model = "" if results["model"]["name"] == MINILM else results["model"]["name"]
-    words = f"{results['device']['processor']} {_feature(results)} {threads} {model}"
+    words = f"{results['device']['processor']} {_feature(results)} {threads} {_model(results)}"
     return f"{results['date']}-{_slug(words)}.json"
 
 

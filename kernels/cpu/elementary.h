@@ -51,7 +51,7 @@ inline Vec::type exponential(Vec::type x) {
 // Vectors of 16 lanes look their coefficients up: around each multiple of 0.5 a polynomial of degree
 // 6 of its own, fitted at Chebyshev's points; from 7.25 on, where t * Q(t) is below 2e-12, zero. Half
 // the instructions of the polynomial below, and no division.
-constexpr float kTailTerms[7][16] = {  // [degree 6 to 0][multiple of 0.5]
+alignas(64) constexpr float kTailTerms[7][16] = {  // [degree 6 to 0][multiple of 0.5]
     {0.00101664453f, 0.00303344871f, 0.00200331118f, -0.000638725585f, -0.00133720296f,
       -0.000516428147f, 0.000106052408f, 0.000179456765f, 8.2951512e-05f, 2.25679305e-05f,
       4.12835061e-06f, 5.35034189e-07f, 5.04757516e-08f, 3.52340401e-09f, 1.83946011e-10f, 0.0f},

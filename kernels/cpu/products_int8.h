@@ -31,11 +31,7 @@ struct Products {
                                                       const ZeroPoints& zero_points,
                                                       Ahead ahead) {
     Dot::type acc[kRows][2];
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r)
-      for (int vec = 0; vec < 2; ++vec)
-        acc[r][vec] = Dot::multiple(zero_points.weight_sum + vec * Dot::kLanes,
-                                    Dot::kActivationShift - zero_points.scales[r].zero_point);
+    begin_sums<Dot>(acc, zero_points);
     for (int64_t k = 0; k < depth; k += kGroup) {
       const auto first = Dot::load(panel), second = Dot::load(panel + Dot::kLanes * kGroup);
       panel += kCols * kGroup;

@@ -137,11 +137,7 @@ struct Products {
     const auto* order = (const Order*)(panel + depth * kCols);
     const uint16_t* inputs = order->inputs;
     Dot::type acc[kRows][2];
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r)
-      for (int vec = 0; vec < 2; ++vec)
-        acc[r][vec] = Dot::multiple(zero_points.weight_sum + vec * Dot::kLanes,
-                                    Dot::kActivationShift - zero_points.scales[r].zero_point);
+    begin_sums<Dot>(acc, zero_points);
     for (int64_t chunk = order->chunks; chunk > 0; --chunk, inputs += kChunk) {
       __builtin_prefetch(ahead.address, 0, 2);
       ahead.address += ahead.step;

@@ -20,7 +20,7 @@ namespace {
 using minibert::InputRange;
 using minibert::Linear;
 
-// Half as many steps have to be half as coarse: 3.5 leaves one value in a hundred, 5 a third of that.
+// A wider range leaves fewer values an excess and makes steps coarser, which 255 of them can afford.
 constexpr float kLeastClip = 3.5f;
 constexpr float clip_of(int steps) { return steps > 127 ? 5.0f : kLeastClip; }
 constexpr int64_t kGroup = 4;  // inputs that lie side by side for one output, one 32-bit lane
@@ -78,7 +78,8 @@ inline RowQuantizer row_quantizer(const float* row, int64_t size) {
   const RowQuantizer undefined = {0.0f, 0.0f, infinity, {__builtin_nanf(""), 0, 0}};
   if (!(squares < infinity) && !all_finite(row, size)) return undefined;
   // Squares of tiny values vanish and those of huge ones overflow: such rows have no limit.
-  const float limit = squares > 1e-30f ? clip_of(kSteps) * __builtin_sqrtf(squares / (float)size) : infinity;
+  const float limit =
+      squares > 1e-30f ? clip_of(kSteps) * __builtin_sqrtf(squares / (float)size) : infinity;
   const float smallest = Vec::reduce_min(low), largest = Vec::reduce_max(high);
   const float lowest = smallest > -limit ? smallest : -limit;
   const float highest = largest < limit ? largest : limit;
@@ -192,12 +193,22 @@ struct ZeroPoints {
   const int32_t* weight_sum;  // (columns,)
 };
 
+template <typename Dot, int kRows>
+inline __attribute__((always_inline)) void begin_sums(typename Dot::type (&acc)[kRows][2],
+                                                      const ZeroPoints& zero_points) {
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+    for (int vec = 0; vec < 2; ++vec)
+      acc[r][vec] = Dot::multiple(zero_points.weight_sum + vec * Dot::kLanes,
+                                  Dot::kActivationShift - zero_points.scales[r].zero_point);
+}
+
 // A vector of the compiler's that the machine has too: wider ones it keeps in memory.
 constexpr int kSumLanes = Vec::kLanes < 8 ? Vec::kLanes : 8;
 typedef int32_t SumLanes __attribute__((vector_size(kSumLanes * sizeof(int32_t))));
 
-// One row of kCols sums of q * weight to sums of whole activations: without the
-// zero point.
+// One row of kCols sums of q * weight to sums of whole activations: without the zero point.
 template <int64_t kCols>
 inline void subtract_zero_point(int32_t* acc, const RowScale& scale, const int32_t* weight_sum) {
 #pragma GCC unroll 8

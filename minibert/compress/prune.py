@@ -129,7 +129,8 @@ def prune_model(
             pruner.forget()
         raise
     except (KeyboardInterrupt, SystemExit):
-        say(f"Stopped; the same command goes on from {len(journal)} measurements.")
+        if len(journal) > 0:
+            say(f"Stopped; the same command goes on from {len(journal)} measurements.")
         raise
     changed = weights is not loaded.weights
     measured = head_report = None
