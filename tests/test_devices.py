@@ -199,8 +199,23 @@ def test_two_gpus_launch_on_their_own_memory(
 
 def test_slots_prefer_the_idlest_device_and_the_first_of_equals() -> None:
     slots = Slots(2, 2)
-    with slots.one() as a, slots.one() as b, slots.one() as c, slots.one() as d:
-        assert (a, b, c, d) == (0, 1, 0, 1)
+    release = threading.Event()
+    found = []
+
+    def hold() -> None:
+        with slots.one() as number:
+            found.append(number)
+            release.wait(10)
+
+    threads = [threading.Thread(target=hold) for _ in range(4)]
+    for i, thread in enumerate(threads, 1):
+        thread.start()
+        while len(found) < i:
+            time.sleep(0.001)
+    assert found == [0, 1, 0, 1]
+    release.set()
+    for thread in threads:
+        thread.join()
     with slots.one() as a:
         assert a == 0
     with ThreadPoolExecutor(1) as pool:
@@ -209,3 +224,22 @@ def test_slots_prefer_the_idlest_device_and_the_first_of_equals() -> None:
             time.sleep(0.02)
             assert not waiting.done()
         assert waiting.result(timeout=10) == 0
+
+
+def test_a_place_that_an_interruption_left_taken_blocks_nobody() -> None:
+    slots = Slots(1, 1)
+    left = slots.one()
+    assert left.__enter__() == 0  # and its `__exit__` is never called
+    with ThreadPoolExecutor(1) as pool:
+        with slots.one() as number:
+            assert number == 0
+            del left  # ends late: the place is another's
+            waiting = pool.submit(slots.one().__enter__)
+            time.sleep(0.02)
+            assert not waiting.done()
+        assert waiting.result(timeout=10) == 0
+    slots = Slots(1, 1)
+    left = slots.one()
+    left.__enter__()
+    with slots.all():
+        pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -98,6 +99,40 @@ def test_closing_under_a_running_call_is_said_by_name(
         engine.close()
         with pytest.raises(EngineClosedError, match="was closed"):
             call.result()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupted_engine_goes_on_and_closes(tiny: TinyModel) -> None:
+    """As Ctrl-C in an interactive session, which keeps the exception and all that hangs on it."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    engine = Engine.from_pretrained(tiny("bert"))
+    expected = engine.encode(["the cat"]).tobytes()
+    begin = time.perf_counter()
+    for _ in range(10):
+        engine.encode(["the cat"])
+    duration = (time.perf_counter() - begin) / 10
+    kept = []
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for i in range(1000):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 1e-6 + i / 1000 * duration)
+                engine.encode(["the cat"])
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt as error:
+                kept.append(error)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert len(kept) > 100
+    assert engine.encode(["the cat"]).tobytes() == expected
+    closing = threading.Thread(target=engine.close, daemon=True)
+    closing.start()
+    closing.join(60)
+    assert not closing.is_alive()
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

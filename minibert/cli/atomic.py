@@ -83,13 +83,14 @@ class AtomicFile:
         traceback: TracebackType | None,
     ) -> None:
         """Give the file its name, or remove it."""
-        assert self._file is not None
         try:
             if kind is None:
+                assert self._file is not None
                 self._commit(self._file)
         finally:
             with suppress(OSError):
-                self._file.close()
+                if self._file is not None:
+                    self._file.close()
             self._partial.unlink(missing_ok=True)
 
     def _commit(self, file: BinaryIO) -> None:

@@ -137,7 +137,10 @@ def command(
             first = engine.encode([], **encode_keywords), []
         dtype, dimension = first[0].dtype, first[0].shape[1]
 
-        file = stack.enter_context(target) if target else cast(BinaryIO, sys.stdout.buffer)
+        file = cast(BinaryIO, sys.stdout.buffer)
+        if target:
+            stack.push(target)  # first, so that an interruption in between leaves no partial file
+            file = target.__enter__()
         written = np.dtype(precision) if calibrated else dtype
         writer = open_writer(file, chosen, written, dimension, with_text=with_text)
         if calibrated:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 
 import numpy as np
 
@@ -108,24 +109,26 @@ class StreamPool:
         self._lock = threading.Lock()
         self._single: list[StreamState] = []
         self._team: list[StreamState] = []
-        self._team_made = False
+        # Weak: an interruption (Ctrl-C) can lose a stream on its way, and then there is no team.
+        self._made: weakref.ref[StreamState] | None = None
 
     def take(self, alone: bool) -> StreamState:
         """A free stream or a new one: the team where `alone`, once; else one thread."""
         if self._pid != os.getpid():
             self._start()
-        make_team = False
         with self._lock:
             if self._closed:
                 raise DeviceError("CpuOps was closed and cannot be used any more")
             if alone and self._threads > 1:
                 if self._team:
                     return self._team.pop()
-                make_team = not self._team_made
-                self._team_made = True
-            if not make_team and self._single:
+                if self._made is None or self._made() is None:
+                    team = StreamState(self._path_index, self._threads)
+                    self._made = weakref.ref(team)
+                    return team
+            if self._single:
                 return self._single.pop()
-        return StreamState(self._path_index, self._threads if make_team else 1)
+        return StreamState(self._path_index, 1)
 
     def give_back(self, state: StreamState) -> None:
         """The stream may be taken again."""
