@@ -82,7 +82,10 @@ __attribute__((target("avx2"))) double int8_avx2(int64_t count) {
 __attribute__((target("avx2,avxvnni"))) double int8_avxvnni(int64_t count) {
   const __m256i a = _mm256_set1_epi8(1), b = _mm256_set1_epi8(3);
 #define START(i) __m256i s##i = _mm256_set1_epi32(i);
-#define STEP(i) s##i = _mm256_dpbusd_avx_epi32(s##i, a, b);
+// In place: GCC copies all sums at the start of each turn otherwise, a third of the time.
+#define STEP(i)                                 \
+  s##i = _mm256_dpbusd_avx_epi32(s##i, a, b); \
+  __asm__ volatile("" : "+x"(s##i));
 #define ADD(i) total = _mm256_add_epi32(total, s##i);
   TEN(START)
   for (int64_t step = 0; step < count; ++step) {
@@ -99,7 +102,9 @@ __attribute__((target("avx2,avxvnni"))) double int8_avxvnni(int64_t count) {
 __attribute__((target("avx512f,avx512vnni"))) double int8_avx512vnni(int64_t count) {
   const __m512i a = _mm512_set1_epi8(1), b = _mm512_set1_epi8(3);
 #define START(i) __m512i s##i = _mm512_set1_epi32(i);
-#define STEP(i) s##i = _mm512_dpbusd_epi32(s##i, a, b);
+#define STEP(i)                             \
+  s##i = _mm512_dpbusd_epi32(s##i, a, b); \
+  __asm__ volatile("" : "+v"(s##i));
 #define ADD(i) total = _mm512_add_epi32(total, s##i);
   TWELVE(START)
   for (int64_t step = 0; step < count; ++step) {

@@ -58,6 +58,16 @@ class PanelPrefetch {
     address_ += share_;
     return ahead;
   }
+  // The same, with the lines that the epilogue of the tile at (row, col) reads and writes.
+  Ahead spread(int64_t steps, const Linear& linear, const LinearCall& call, int64_t row,
+               int64_t col) {
+    Ahead ahead = spread(steps);
+    const int64_t offset = row * linear.out_features + col;
+    ahead.out = (const char*)(call.out + offset);
+    if (call.residual) ahead.residual = (const char*)(call.residual + offset);
+    ahead.row_bytes = linear.out_features * (int64_t)sizeof(float);
+    return ahead;
+  }
 
  private:
   const char* address_;

@@ -104,7 +104,7 @@ void multiply_block_rows(float* __restrict__ out, const float* __restrict__ a, i
 #pragma GCC unroll 4
       for (int c = 0; c < kBlockVecs; ++c) acc[r][c] = Vec::zero();
     const int64_t end = min_of(begin + kBlockChain, count);
-    for (int64_t i = begin; i < end; ++i) {
+    steps_with_lines<kRows, 1>(begin, end, ahead, [&](int64_t i) MINIBERT_INLINE {
       const float* input = a + index[i];
       Vec::type b[kBlockVecs];
 #pragma GCC unroll 4
@@ -118,7 +118,8 @@ void multiply_block_rows(float* __restrict__ out, const float* __restrict__ a, i
 #pragma GCC unroll 4
         for (int c = 0; c < kBlockVecs; ++c) acc[r][c] = Vec::fma(x, b[c], acc[r][c]);
       }
-    }
+    });
+    ahead.out = nullptr;
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
@@ -159,10 +160,10 @@ void block_compute(const Linear& linear, const LinearCall& call, int64_t row_beg
                              ceil_div(row_end - row_begin, kBlockTileRows));
       const int64_t col = panel * kBlockCols;
       for_each_tile(row_begin, row_end, kBlockTileRows, [&](int64_t row, int64_t rows) {
-        prefetch_tile(linear, call, row, rows, col);
         multiply_block_for(rows)(
             sums, call.hidden + row * in_features, in_features, index + first,
-            values + first * kBlockCols, count, prefetch.spread(count > 0 ? count : 1));
+            values + first * kBlockCols, count,
+            prefetch.spread(count > 0 ? count : 1, linear, call, row, col));
         const Tile tile = {row, rows, col, min_of(kBlockCols, linear.out_features - col)};
         const float* partial = block > 0 ? call.out + row * linear.out_features + col : nullptr;
         const FloatSums tile_sums = {sums, kBlockCols, partial, linear.out_features};

@@ -103,9 +103,8 @@ void float_compute(const Linear& linear, const LinearCall& call, int64_t row_beg
       PanelPrefetch prefetch(next_panel, panel + 1 < call.prefetch_end ? panel_bytes : 0,
                              ceil_div(row_end - row_begin, Vec::kTileRows));
       for_each_tile(row_begin, row_end, Vec::kTileRows, [&](int64_t row, int64_t rows) {
-        prefetch_tile(linear, call, row, rows, col);
         multiply_for(rows)(sums, kPanelCols, call.hidden + row * in_features + k, in_features,
-                           weights, block, prefetch.spread(block));
+                           weights, block, prefetch.spread(block, linear, call, row, col));
         const Tile tile = {row, rows, col, min_of(kPanelCols, linear.out_features - col)};
         const float* partial = k > 0 ? call.out + row * linear.out_features + col : nullptr;
         const FloatSums tile_sums = {sums, kPanelCols, partial, linear.out_features};

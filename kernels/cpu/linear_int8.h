@@ -132,10 +132,9 @@ void int8_compute(const Linear& linear, const LinearCall& call, int64_t row_begi
                            panel + 1 < call.prefetch_end ? layout.panel_bytes : 0, num_tiles);
     const int64_t* tile_begin = begin;
     for_each_tile(row_begin, row_end, Dot::kTileRows, [&](int64_t row, int64_t rows) {
-      prefetch_tile(linear, call, row, rows, col);
       Products::multiply(rows, acc, rows_in.values + row * layout.depth, weights, layout.depth,
                          {rows_in.scales + row, weight_sum},
-                         prefetch.spread(Products::steps(layout.depth)));
+                         prefetch.spread(Products::steps(layout.depth), linear, call, row, col));
       for (const TileExcess* e = excess + tile_begin[0]; e < excess + tile_begin[1]; ++e)
         Dot::add_excess(acc + e->acc_at, weights + e->weights_at, e->one, e->steps);
       ++tile_begin;

@@ -32,7 +32,7 @@ struct Products {
                                                       Ahead ahead) {
     Dot::type acc[kRows][2];
     begin_sums<Dot>(acc, zero_points);
-    for (int64_t k = 0; k < depth; k += kGroup) {
+    steps_with_lines<kRows, kGroup>(0, depth, ahead, [&](int64_t k) MINIBERT_INLINE {
       const auto first = Dot::load(panel), second = Dot::load(panel + Dot::kLanes * kGroup);
       panel += kCols * kGroup;
       __builtin_prefetch(ahead.address, 0, 2);
@@ -43,7 +43,7 @@ struct Products {
         Dot::multiply_add(acc[r][0], x, first);
         Dot::multiply_add(acc[r][1], x, second);
       }
-    }
+    });
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r)
       for (int vec = 0; vec < 2; ++vec)

@@ -138,11 +138,12 @@ struct Products {
     const uint16_t* inputs = order->inputs;
     Dot::type acc[kRows][2];
     begin_sums<Dot>(acc, zero_points);
-    for (int64_t chunk = order->chunks; chunk > 0; --chunk, inputs += kChunk) {
+    steps_with_lines<kRows, 1>(0, order->chunks, ahead, [&](int64_t) MINIBERT_INLINE {
       __builtin_prefetch(ahead.address, 0, 2);
       ahead.address += ahead.step;
       add_groups<kRows, kChunk>(acc, a, panel, depth, inputs);
-    }
+      inputs += kChunk;
+    });
     for (int64_t single = order->singles; single > 0; --single, ++inputs)
       add_groups<kRows, 1>(acc, a, panel, depth, inputs);
 #pragma GCC unroll 16

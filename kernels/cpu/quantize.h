@@ -22,7 +22,7 @@ using minibert::Linear;
 
 // A wider range leaves fewer values an excess and makes steps coarser, which 255 of them can afford.
 constexpr float kLeastClip = 3.5f;
-constexpr float clip_of(int steps) { return steps > 127 ? 5.0f : kLeastClip; }
+constexpr float clip_of(int steps) { return steps > 127 ? 6.0f : kLeastClip; }
 constexpr int64_t kGroup = 4;  // inputs that lie side by side for one output, one 32-bit lane
 
 struct RowScale {

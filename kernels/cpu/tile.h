@@ -22,8 +22,36 @@ constexpr int64_t kChain = 128;
 // comes from the third-level cache or from memory; asked for in one burst, it would be waited for.
 struct Ahead {
   const char* address;
-  int64_t step;  // bytes
+  int64_t step;                    // bytes
+  const char* out = nullptr;       // what the epilogue will write and read of the tile's first row
+  const char* residual = nullptr;
+  int64_t row_bytes = 0;
 };
+
+constexpr int64_t kLineBytes = 64;
+#define MINIBERT_INLINE __attribute__((always_inline))
+
+// Calls step(k) for k = begin, begin + kStep .. end - 1, and asks for the lines of one row after
+// another meanwhile.
+template <int kRows, int kStep, typename Step>
+inline __attribute__((always_inline)) void steps_with_lines(int64_t begin, int64_t end,
+                                                            const Ahead& ahead, Step step) {
+  int64_t k = begin;
+  if (ahead.out) {
+    const int64_t share = (end - begin) / kStep / (kRows + 1) * kStep;
+    const int64_t residual = ahead.residual ? ahead.residual - ahead.out : 0;
+    const char* out = ahead.out;
+    for (int r = 0; r < kRows; ++r, out += ahead.row_bytes) {
+#pragma GCC unroll 4
+      for (int64_t at = 0; at < kPanelCols * (int64_t)sizeof(float); at += kLineBytes) {
+        __builtin_prefetch(out + at, 1, 3);
+        if (residual) __builtin_prefetch(out + residual + at, 0, 3);
+      }
+      for (const int64_t row_end = k + share; k < row_end; k += kStep) step(k);
+    }
+  }
+  for (; k < end; k += kStep) step(k);
+}
 
 template <int kCount>
 struct Count {
@@ -53,7 +81,7 @@ inline __attribute__((always_inline)) void multiply_tile(float* __restrict__ out
 #pragma GCC unroll 4
       for (int c = 0; c < Vec::kTileVecs; ++c) acc[r][c] = Vec::zero();
     const int64_t end = begin + kChain < depth ? begin + kChain : depth;
-    for (int64_t k = begin; k < end; ++k) {
+    steps_with_lines<kRows, 1>(begin, end, ahead, [&](int64_t k) MINIBERT_INLINE {
       Vec::type b[Vec::kTileVecs];
 #pragma GCC unroll 4
       for (int c = 0; c < Vec::kTileVecs; ++c) b[c] = Vec::load(panel + c * Vec::kLanes);
@@ -66,7 +94,8 @@ inline __attribute__((always_inline)) void multiply_tile(float* __restrict__ out
 #pragma GCC unroll 4
         for (int c = 0; c < Vec::kTileVecs; ++c) acc[r][c] = Vec::fma(x, b[c], acc[r][c]);
       }
-    }
+    });
+    ahead.out = nullptr;  // asked for, in the first piece
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4

@@ -20,7 +20,7 @@ def steps_of(isa: str) -> int:
 
 def clip_of(steps: int) -> Any:
     """Root mean squares that the steps cover: fewer where the steps are fewer."""
-    return np.float32(5.0 if steps > 127 else 3.5)
+    return np.float32(6.0 if steps > 127 else 3.5)
 
 
 def limit_of(x: Any, steps: int) -> Any:
