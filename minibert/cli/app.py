@@ -26,6 +26,7 @@ import click
 
 import minibert
 from minibert.cli.options import debug_option, is_debug
+from minibert.cli.values import value_error
 from minibert.errors import DeviceError, EngineClosedError, InputError, MinibertError
 
 COMMANDS = {
@@ -65,8 +66,14 @@ class LazyGroup(click.Group):
         try:
             with _signals_as_exits(), _warnings_as_lines():
                 return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit):
+        except click.exceptions.Exit:
             raise
+        except click.ClickException as error:  # wrong usage: click shows how it is done
+            line = value_error(error)
+            if line is None:
+                raise
+            click.echo(f"minibert: error: {line}", err=True)
+            ctx.exit(2)
         except (KeyboardInterrupt, click.Abort):
             ctx.exit(128 + signal.SIGINT)
         except BrokenPipeError:

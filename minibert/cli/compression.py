@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from minibert.cli.readers import TextReader, find_source
+from minibert.cli.values import IntRange
 from minibert.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _OPTIONS = (
         show_default=True,
         help="JSON key, CSV header or Parquet column of the text.",
     ),
-    click.option("--max-texts", type=click.IntRange(min=1), help="Read at most N texts."),
+    click.option("--max-texts", type=IntRange(min=1), help="Read at most N texts."),
     click.option(
         "--device",
         default="auto",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from minibert.cli.options import debug_option
+from minibert.cli.values import IntRange, PathTo
 
 
 def _extents(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
@@ -18,16 +19,16 @@ def _extents(ctx: click.Context, param: click.Parameter, value: str) -> tuple[in
 
 
 @click.command()
-@click.argument("path", type=click.Path(exists=True, dir_okay=False), metavar="FILE.cu")
+@click.argument("path", type=PathTo(exists=True, dir_okay=False), metavar="FILE.cu")
 @click.argument("arguments", nargs=-1, metavar="[ARGUMENT]...")
 @click.option("--kernel", help="Which kernel, or a template instance such as 'gemm<64>'.")
 @click.option("--grid", default="1", show_default=True, callback=_extents, help="Blocks: x[,y,z].")
 @click.option("--block", default="32", show_default=True, callback=_extents, help="Threads.")
-@click.option("--shared", type=click.IntRange(min=0), default=0, help="Dynamic shared bytes.")
+@click.option("--shared", type=IntRange(min=0), default=0, help="Dynamic shared bytes.")
 @click.option("--arch", default="sm_80", show_default=True, help="Architecture to compile for.")
 @click.option("--define", "-D", "defines", multiple=True, help="Macro, such as -D N=64.")
-@click.option("--steps", type=click.IntRange(min=1), default=1_000_000, help="Endless beyond this.")
-@click.option("--seed", default=0, help="Of random arguments.")
+@click.option("--steps", type=IntRange(min=1), default=1_000_000, help="Endless beyond this.")
+@click.option("--seed", type=IntRange(min=0), default=0, help="Of random arguments.")
 @debug_option
 @click.pass_context
 def command(

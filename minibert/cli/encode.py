@@ -17,6 +17,7 @@ from minibert.cli.atomic import AtomicFile
 from minibert.cli.options import debug_option, engine_options
 from minibert.cli.progress import Progress
 from minibert.cli.readers import FORMATS, STDIN, TextReader, find_source
+from minibert.cli.values import Choice, IntRange
 from minibert.cli.writers import open_writer, output_format
 from minibert.errors import InputError
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 @click.option("--text", "literals", multiple=True, help="Encode this text (repeatable).")
 @click.option(
     "--input-format",
-    type=click.Choice(FORMATS),
+    type=Choice(FORMATS),
     help="How INPUT is read.  [default: by its ending; lines for standard input]",
 )
 @click.option(
@@ -57,18 +58,18 @@ if TYPE_CHECKING:
 @click.option(
     "--normalize", "normalize_embeddings", is_flag=True, help="Scale vectors to length 1."
 )
-@click.option("--truncate-dim", type=click.IntRange(min=1), help="Keep the first N numbers.")
+@click.option("--truncate-dim", type=IntRange(min=1), help="Keep the first N numbers.")
 @click.option(
     "--precision",
-    type=click.Choice(["float32", "int8", "uint8", "binary", "ubinary"]),
+    type=Choice(["float32", "int8", "uint8", "binary", "ubinary"]),
     default="float32",
     show_default=True,
     help="Type of the numbers written.",
 )
-@click.option("--batch-size", type=click.IntRange(min=1), help="Texts in a batch, at most.")
+@click.option("--batch-size", type=IntRange(min=1), help="Texts in a batch, at most.")
 @click.option(
     "--chunk-size",
-    type=click.IntRange(min=1),
+    type=IntRange(min=1),
     default=2048,
     show_default=True,
     help="Texts held in memory at a time.",
