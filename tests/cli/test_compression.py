@@ -82,6 +82,7 @@ def test_pruning_nothing_says_so(tiny: Any, tmp_path: Path, texts_file: Path) ->
         (("sparsify", "--pattern", "2:4", "--sparsity", "0.6"), "0.5 for pattern 2:4"),
         (("sparsify", "--pattern", "block", "--reconstruct", "none", "--regrow", "2"), "regrow"),
         (("sparsify", "--pattern", "block", "--sparsity", "1"), "--sparsity"),
+        (("sparsify", "--pattern", "block", "--sparsity", "0.001"), "0.0209 is one"),
         (("sparsify",), "--pattern"),
         (("distil", "--layers", "2", "--heads", "9"), "heads must be at most 4"),
     ],
