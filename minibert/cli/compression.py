@@ -82,7 +82,10 @@ def say(line: str) -> None:
     click.echo(line, err=True)
 
 
-def show(report: Report, output: Path) -> None:
-    """Write the table to stdout."""
+def show(report: Report | None, output: Path) -> None:
+    """Write the table to stdout; None is a copy of the model as it is."""
+    if report is None:
+        click.echo(f"nothing was asked for, and nothing is changed: written to {output}")
+        return
     click.echo(report.table())
     click.echo(f"written to {output}")

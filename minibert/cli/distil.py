@@ -115,5 +115,4 @@ def command(
                 f"labels found: {result.head.accuracy:.1%}, "
                 f"by the teacher {result.head.teacher_accuracy:.1%}"
             )
-    if result.report is not None:
-        show(result.report, output)
+    show(result.report, output)

@@ -108,6 +108,8 @@ def command(
     """
     if not inputs and not literals:
         raise click.UsageError("nothing to encode: give INPUT, - for standard input, or --text")
+    if prompt is not None and prompt_name is not None:
+        raise InputError("--prompt must not come with --prompt-name, got both")
     reader = TextReader(literals, [find_source(name, input_format) for name in inputs], field_name)
     target = _output_file(output, overwrite, inputs)
     chosen = "jsonl" if output is None else output_format(output)

@@ -93,7 +93,4 @@ def command(
     )
     for layer, (heads, width) in zip(result.kept_layers, result.shapes, strict=True):
         click.echo(f"layer {layer}: {heads} heads, {width} neurons")
-    if result.report is None:
-        click.echo(f"nothing was asked for, and nothing is changed: written to {output}")
-    else:
-        show(result.report, output)
+    show(result.report, output)
