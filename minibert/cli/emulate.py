@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from minibert.cli.options import debug_option
+from minibert.cli.options import debug_option, is_debug
 from minibert.cli.values import IntRange, PathTo
+from minibert.errors import InputError
 
 
 def _extents(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
@@ -46,6 +47,8 @@ def command(
 ) -> None:
     r"""Run a kernel of FILE.cu in the emulator; exit code 1 where it found a fault.
 
+    A file that does not compile, or a launch that a device would refuse, is exit code 2.
+
     \b
     ARGUMENTs, in the kernel's order:
       float32[64,128]          an array that nobody wrote: an output
@@ -54,20 +57,30 @@ def command(
       int32:64  float32:0.5    scalars; plain 64 is an int32
       null                     a null pointer
     """
+    from minibert.kernels.cuda.nvrtc import CompileError
+    from minibert.kernels.emulator.faults import LaunchError
     from minibert.kernels.emulator.run import emulate_file
 
-    result = emulate_file(
-        path,
-        kernel,
-        grid,
-        block,
-        arguments,
-        shared_mem=shared,
-        arch=arch,
-        options=[f"-D{define}" for define in defines],
-        step_limit=steps,
-        seed=seed,
-    )
+    try:
+        result = emulate_file(
+            path,
+            kernel,
+            grid,
+            block,
+            arguments,
+            shared_mem=shared,
+            arch=arch,
+            options=[f"-D{define}" for define in defines],
+            step_limit=steps,
+            seed=seed,
+        )
+    except LaunchError as error:  # of a device it would be one, here the arguments have to change
+        raise InputError(str(error)) from error
+    except CompileError as error:
+        if is_debug(ctx):
+            raise
+        click.echo(f"minibert: error: {error}", err=True)  # the compiler's log keeps its lines
+        ctx.exit(2)
     click.echo(result.report())
     if result.fault is not None:
         ctx.exit(1)
