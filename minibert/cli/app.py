@@ -61,6 +61,23 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Read the group's options; help that cannot be written is a failure like any other."""
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except BrokenPipeError:
+            _discard_stdout()
+            raise click.exceptions.Exit(128 + signal.SIGPIPE) from None
+        except OSError as error:
+            click.echo(f"minibert: error: {_one_line(error)}", err=True)
+            raise click.exceptions.Exit(1) from error
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; every failure is one line on stderr and an exit code."""
         try:
@@ -160,13 +177,13 @@ def _warnings_as_lines() -> Iterator[None]:
 @debug_option
 @click.pass_context
 def app(ctx: click.Context) -> None:
-    r"""BERT inference from scratch: pure arrays, own kernels, no deep-learning framework.
+    """BERT inference from scratch: pure arrays, own kernels, no deep-learning framework.
 
     Start with `minibert demo`, or with
 
     \b
         minibert encode MODEL texts.txt -o vectors.npy
-    """
+    """  # noqa: D301 - click's mark for lines to keep is the character, not its name
     if os.environ.get("NO_COLOR"):
         ctx.color = False
 

@@ -114,6 +114,6 @@ def _bar(score: float) -> str:
     eighths = round(max(0.0, min(1.0, score)) * _BAR_CELLS * 8)
     full, part = divmod(eighths, 8)
     bar = "█" * full + (_EIGHTHS[part] if part else "")
-    if not (sys.stdout.encoding or "").lower().startswith("utf"):
+    if not (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf"):
         bar = "#" * round(eighths / 8)
     return bar.ljust(_BAR_CELLS)

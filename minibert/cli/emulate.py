@@ -25,11 +25,21 @@ def _extents(ctx: click.Context, param: click.Parameter, value: str) -> tuple[in
 @click.option("--kernel", help="Which kernel, or a template instance such as 'gemm<64>'.")
 @click.option("--grid", default="1", show_default=True, callback=_extents, help="Blocks: x[,y,z].")
 @click.option("--block", default="32", show_default=True, callback=_extents, help="Threads.")
-@click.option("--shared", type=IntRange(min=0), default=0, help="Dynamic shared bytes.")
+@click.option(
+    "--shared", type=IntRange(min=0), default=0, show_default=True, help="Dynamic shared bytes."
+)
 @click.option("--arch", default="sm_80", show_default=True, help="Architecture to compile for.")
 @click.option("--define", "-D", "defines", multiple=True, help="Macro, such as -D N=64.")
-@click.option("--steps", type=IntRange(min=1), default=1_000_000, help="Endless beyond this.")
-@click.option("--seed", type=IntRange(min=0), default=0, help="Of random arguments.")
+@click.option(
+    "--steps",
+    type=IntRange(min=1),
+    default=1_000_000,
+    show_default=True,
+    help="Endless beyond this.",
+)
+@click.option(
+    "--seed", type=IntRange(min=0), default=0, show_default=True, help="Of random arguments."
+)
 @debug_option
 @click.pass_context
 def command(
@@ -45,7 +55,7 @@ def command(
     steps: int,
     seed: int,
 ) -> None:
-    r"""Run a kernel of FILE.cu in the emulator; exit code 1 where it found a fault.
+    """Run a kernel of FILE.cu in the emulator; exit code 1 where it found a fault.
 
     A file that does not compile, or a launch that a device would refuse, is exit code 2.
 
@@ -56,7 +66,7 @@ def command(
       data.npy                 an array from a file
       int32:64  float32:0.5    scalars; plain 64 is an int32
       null                     a null pointer
-    """
+    """  # noqa: D301 - click's mark for lines to keep is the character, not its name
     from minibert.kernels.cuda.nvrtc import CompileError
     from minibert.kernels.emulator.faults import LaunchError
     from minibert.kernels.emulator.run import emulate_file

@@ -112,6 +112,8 @@ def command(
         raise InputError("--prompt must not come with --prompt-name, got both")
     reader = TextReader(literals, [find_source(name, input_format) for name in inputs], field_name)
     target = _output_file(output, overwrite, inputs)
+    if target is None and sys.stdout is None:
+        raise InputError("standard output must be open, it is closed; -o names a file")
     chosen = "jsonl" if output is None else output_format(output)
     if with_text and chosen == "npy":
         raise InputError(".npy must hold vectors only, got --with-text; write .jsonl instead")

@@ -144,6 +144,8 @@ def _read(source: Source, field_name: str) -> Iterator[tuple[str, int]]:
     """Yield (text, bytes of the file read so far)."""
     with ExitStack() as stack:
         if source.name == "standard input":
+            if sys.stdin is None:
+                raise InputError("standard input must be open, it is closed")
             raw = cast(BinaryIO, sys.stdin.buffer)
         else:
             raw = stack.enter_context(open(source.name, "rb"))

@@ -42,6 +42,21 @@ def test_each_command_has_help_that_begins_as_the_list_says(run: Run, command: s
     assert result.exit_code == 0
     assert f"minibert {command}" in result.output.replace("app", "minibert")
     assert all(len(line) <= 80 for line in result.output.splitlines())
+    assert "\\b" not in result.output
+
+
+def test_help_keeps_the_lines_of_examples(run: Run) -> None:
+    assert "\n      minibert encode MODEL texts.txt -o vectors.npy\n" in run("--help").output
+    assert "\n    null                     a null pointer\n" in run("emulate", "--help").output
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["encode", "--help"]])
+def test_help_that_cannot_be_written_is_one_line(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "minibert", *arguments]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1
+    assert done.stderr == b"minibert: error: No space left on device\n"
 
 
 def test_the_version_is_the_package_s(run: Run) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -216,6 +217,22 @@ def test_what_the_user_can_mend_is_a_line_and_exit_code_2(
     assert message in error_line(run("encode", *arguments))
     assert sorted(os.listdir()) == before
     assert Path("taken.npy").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    ("name", "closed", "arguments"), [("input", "<&-", ["-"]), ("output", ">&-", ["--text", "a"])]
+)
+def test_a_closed_stream_is_named(
+    tiny_model: Path, name: str, closed: str, arguments: list[str]
+) -> None:
+    command = f'"$0" -m minibert encode "$@" {closed}'
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable, str(tiny_model), *arguments],
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"minibert: error: standard {name} must be open".encode())
 
 
 def test_overwrite_replaces(run: Run, tiny_model: Path, lines: Path, tmp_path: Path) -> None:
