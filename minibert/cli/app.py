@@ -118,7 +118,8 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, MinibertError):
         return message
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        name = error.filename2 or error.filename  # of a copy, what is written
+        return f"{name}: {error.strerror}" if name else error.strerror
     name = type(error).__name__
     return f"{name}: {message} (--debug shows the traceback)" if message else name
 

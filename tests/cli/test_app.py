@@ -129,6 +129,7 @@ def test_every_type_that_refuses_values_tells_its_rule(command: str) -> None:
         (MinibertError("other"), 2, "other"),
         (OSError(28, "No space left on device"), 1, "No space left on device"),
         (OSError(5, "Input/output error", "out.npy"), 1, "out.npy: Input/output error"),
+        (OSError(28, "No space left on device", "from", None, "to"), 1, "to: No space left on"),
         (ZeroDivisionError("by zero"), 1, "ZeroDivisionError: by zero (--debug shows the traceba"),
         (KeyError(), 1, "KeyError"),
         (MemoryError(), 1, "MemoryError"),
