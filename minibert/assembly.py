@@ -99,7 +99,8 @@ def _preparation(loaded: LoadedModel, wishes: Wishes) -> Preparation:
     prompts = {**loaded.sentence.prompts, **wishes.prompts}
     default = wishes.default_prompt_name or loaded.sentence.default_prompt_name
     if default is not None and (not isinstance(default, str) or default not in prompts):
-        raise InputError(f"default_prompt_name must be one of {sorted(prompts)}, got {default!r}")
+        known = f"one of {sorted(prompts)}" if prompts else "None: there are no prompts"
+        raise InputError(f"default_prompt_name must be {known}, got {default!r}")
     return Preparation(
         loaded,
         prompts=prompts,

@@ -71,6 +71,8 @@ def find_model(
     try:
         folder = Path(name).expanduser()
         if name and folder.is_dir():
+            if not os.access(folder, os.R_OK | os.X_OK):
+                raise ModelNotFoundError(f"{folder} must be a folder that you may read, it is not")
             return folder
         is_file = folder.is_file()
     except (OSError, RuntimeError) as error:  # a name too long, a home that nobody has

@@ -60,7 +60,8 @@ class Preparation:
         if name is None:
             return ""
         if not isinstance(name, str) or name not in self.prompts:
-            raise InputError(f"prompt_name must be one of {sorted(self.prompts)}, got {name!r}")
+            known = f"one of {sorted(self.prompts)}" if self.prompts else "None: the model has none"
+            raise InputError(f"prompt_name must be {known}, got {name!r}")
         return self.prompts[name]
 
     def with_prompt(self, names: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:

@@ -287,7 +287,6 @@ class Runner:
 
     def _pack(self, texts: TokenizedTexts, indices: NDArray[np.int32], skip: int) -> Batch:
         order = indices.tolist()
-        vocab_size = self.config.vocab_size
         batch = pack(
             [texts.input_ids[i] for i in order],
             token_type_ids=token_types(self.config, [texts.token_type_ids[i] for i in order]),
@@ -295,15 +294,18 @@ class Runner:
             pad_token_id=self.config.pad_token_id if self.config.first_position else None,
             skip=[min(skip, texts.input_ids[i].size - 1) for i in order] if skip else None,
         )
-        if batch.input_ids.max() >= vocab_size:
-            i, largest = next(
-                (i, int(texts.input_ids[i].max()))
-                for i in sorted(order)
-                if texts.input_ids[i].max() >= vocab_size
-            )
-            raise InputError(
-                f"text {i}: token ids must be below vocab_size = {vocab_size}, got {largest}"
-            )
+        config = self.config
+        for name, rows in (
+            ("input_ids", config.vocab_size),
+            ("token_type_ids", max(1, config.type_vocab_size)),
+        ):
+            if getattr(batch, name).max() >= rows:
+                ids = getattr(texts, name)
+                i = next(i for i in sorted(order) if ids[i].max() >= rows)
+                raise InputError(
+                    f"text {i}: {name} must be from 0 to {rows - 1}, got {ids[i].max()}: the "
+                    "tokenizer and config.json belong to different models"
+                )
         return batch
 
 
@@ -313,19 +315,10 @@ def token_types(
     """Token types that a tokenizer gave, or None where the model has none to tell apart.
 
     As transformers does: its tokenizers of the RoBERTa family return none, and the model takes 0.
-
-    Raises:
-        InputError: a type that the model's table does not have.
     """
     size = config.type_vocab_size
     if size == 0 or (size == 1 and config.model_type in _ONE_TOKEN_TYPE):
         return None
-    largest = max((int(types.max(initial=0)) for types in found), default=0)
-    if largest >= size:
-        raise InputError(
-            f"token_type_ids must be below type_vocab_size = {size}, got {largest}: the tokenizer "
-            "and config.json belong to different models"
-        )
     return found
 
 

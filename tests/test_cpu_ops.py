@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from minibert.batch import Batch, pack
-from minibert.errors import DeviceError, InputError
+from minibert.errors import DeviceError, DeviceOptionError, InputError
 from minibert.kernels.cpu import cores, loader
 from minibert.ops.cpu import CpuArray, CpuOps, available, linear_format
 from minibert.ops.interface import ForwardShape
 from minibert.ops.reference import ReferenceOps
+from minibert.ops.select import make_ops
 
 BUILT, REASON = available()
 needs_kernels = pytest.mark.skipif(not BUILT, reason=REASON)
@@ -293,6 +294,9 @@ def test_arguments_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DeviceError, match=r"MINIBERT_CPU_ISA must be one of .*, got 'sse9'"):
         CpuOps()
     assert available() == (False, available()[1])
+    for device in ("cpu", "auto"):  # not NumPy, which would be slow and say nothing
+        with pytest.raises(DeviceOptionError, match=r"MINIBERT_CPU_ISA must be one of"):
+            make_ops(device)
 
 
 @needs_kernels

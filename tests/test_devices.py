@@ -138,7 +138,7 @@ def test_no_device_stays_open_when_a_later_one_fails(
             load(tiny("bert", **SHAPE), devices=TWO)
     assert len(closed) == 2 and set(closed) == set(opened)
     closed.clear()
-    with pytest.raises(DeviceError, match=r"at least 7\.5, got 7\.0"):
+    with pytest.raises(DeviceError, match="must be emulator:75 or later, got 'emulator:70'"):
         load(tiny("bert", **SHAPE), devices=["emulator:80", "emulator:70"])
     assert len(closed) == 1
 

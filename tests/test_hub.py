@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from pathlib import Path
@@ -148,6 +149,14 @@ def test_what_cannot_be_found_is_named(
 def test_a_file_is_no_folder(model: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="must be a model folder, it is a file"):
         find_model(model / "config.json")
+
+
+def test_a_folder_without_read_permission_is_named(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may read anything
+    with pytest.raises(ModelNotFoundError, match=f"{model} must be a folder that you may read"):
+        find_model(model)
 
 
 @pytest.mark.parametrize("path", [None, 3, b"model", ["model"]])

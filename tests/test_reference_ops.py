@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from minibert.errors import InputError
 from minibert.kernels.cpu.loader import available
 from minibert.ops.activations import activate
 from minibert.ops.cpu import CpuOps
+from minibert.ops.cuda import cuda_ops
 from minibert.ops.interface import ForwardShape
 from minibert.ops.reference import ReferenceOps
 from tests import reference
@@ -62,7 +64,7 @@ def test_activations_take_extreme_values() -> None:
         ("token_type_ids", 2, "token_type_ids must be from 0 to 1, got 2 at token 2"),
     ],
 )
-@pytest.mark.parametrize("make", [ReferenceOps, CpuOps])
+@pytest.mark.parametrize("make", [ReferenceOps, CpuOps, partial(cuda_ops, "emulator", "float32")])
 def test_an_id_outside_its_table_is_named(make: Any, name: str, value: int, message: str) -> None:
     if make is CpuOps and not available()[0]:
         pytest.skip("the CPU kernels are not built")

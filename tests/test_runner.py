@@ -199,6 +199,25 @@ def test_a_token_type_that_the_model_lacks_is_named(
     tokenizer.save(str(folder / "tokenizer.json"))
     with (
         Engine.from_pretrained(folder, device=device) as engine,
-        pytest.raises(InputError, match="below type_vocab_size = 1, got 1: the tokenizer and"),
+        pytest.raises(
+            InputError, match="text 0: token_type_ids must be from 0 to 0, got 1: the to"
+        ),
     ):
         engine.encode("the cat")
+
+
+@pytest.mark.parametrize("device", ["numpy", "cpu"])
+def test_a_token_that_the_model_lacks_is_named(
+    tiny: TinyModel, tmp_path: Path, device: str
+) -> None:
+    folder = Path(shutil.copytree(tiny("bert"), tmp_path / "model"))
+    size = EncoderConfig.from_file(folder / "config.json").vocab_size
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens(["zebra"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    message = f"text 1: input_ids must be from 0 to {size - 1}, got {size}: the tokenizer and"
+    with (
+        Engine.from_pretrained(folder, device=device) as engine,
+        pytest.raises(InputError, match=message),
+    ):
+        engine.encode(["the cat", "the zebra"])

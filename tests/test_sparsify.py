@@ -222,6 +222,20 @@ def test_bad_calls_are_refused_and_leave_nothing(tiny: Any, tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
+@pytest.mark.parametrize("pattern", ["block", "unstructured"])
+def test_a_fraction_of_no_weight_is_refused_and_one_that_is_enough_is_named(
+    tiny: Any, tmp_path: Path, pattern: Any
+) -> None:
+    folder, target = tiny("bert"), tmp_path / "s"
+    message = r"one of the 48 inputs of layer\.0\.qkv, got 0\.01, which is none; 0\.0209 is one"
+    with pytest.raises(InputError, match=message):
+        sparsify_model(folder, target, SparsityOptions(pattern, 0.01), texts=texts())
+    assert not list(tmp_path.iterdir())
+    sparsify_model(folder, target, SparsityOptions(pattern, 0.0209), texts=texts())
+    layer = load_model(target).weights.layers[0]
+    assert np.count_nonzero(layer.qkv.weight) == 3 * 48 * 47
+
+
 def test_a_run_that_fails_late_leaves_nothing(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import sys
 from pathlib import Path
@@ -202,6 +203,15 @@ def test_a_file_that_lies_about_itself_is_refused(
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(WeightsError, match="sound safetensors file"):
+        open_tensors(tmp_path)
+
+
+def test_a_file_without_read_permission_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file({"x": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may read anything
+    with pytest.raises(WeightsError, match=r"model\.safetensors must be a file that you may read"):
         open_tensors(tmp_path)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -154,6 +155,8 @@ def _open_sharded(index: Path) -> TensorFiles:
 
 
 def _map_file(path: Path) -> dict[str, TensorEntry]:
+    if not os.access(path, os.R_OK):
+        raise WeightsError(f"{path} must be a file that you may read, it is not")
     try:
         with safe_open(path, framework="numpy"):  # validates the whole header against the file
             pass

@@ -44,6 +44,11 @@ class CpuPath:
     formats: tuple[str, ...]
 
 
+def is_built() -> bool:
+    """Whether the extension is there, whatever `MINIBERT_CPU_ISA` says."""
+    return _native is not None
+
+
 def available() -> tuple[bool, str]:
     """Whether the kernels can run here, and in words which path, or why not."""
     if _native is None:

@@ -17,15 +17,8 @@ using Dot = SoftwareDot<16, 12>;
 #include "linear_int8.h"
 
 namespace {
-constexpr minibert::LinearKernel kLinear[] = {
-    float_kernel<Float32Weight>("float32"),
-    kBlockKernel,
-    float_kernel<BFloat16Weight>("bfloat16"),
-    float_kernel<Float16Weight>("float16"),
-    kInt8Kernel,
-    {},
-};
-constexpr minibert::Kernels kPath = make_path("avx512-vnni-software", kLinear);
+constexpr auto kLinear = linear_kernels(kInt8Kernel);
+constexpr minibert::Kernels kPath = make_path("avx512-vnni-software", kLinear.list);
 }  // namespace
 
 namespace minibert {

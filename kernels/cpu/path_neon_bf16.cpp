@@ -8,17 +8,9 @@
 #include "linear_pairs_int8.h"
 
 namespace {
-constexpr minibert::LinearKernel kLinear[] = {
-    float_kernel<Float32Weight>("float32"),
-    kBlockKernel,
-    float_kernel<BFloat16Weight>("bfloat16"),
-    float_kernel<Float16Weight>("float16"),
-    pairs_kernel<1>("bfloat16x1"),
-    pairs_kernel<2>("bfloat16x3"),
-    kInt8PairsKernel,
-    {},
-};
-constexpr minibert::Kernels kPath = make_path("neon-bf16", kLinear);
+constexpr auto kLinear =
+    linear_kernels(pairs_kernel<1>("bfloat16x1"), pairs_kernel<2>("bfloat16x3"), kInt8PairsKernel);
+constexpr minibert::Kernels kPath = make_path("neon-bf16", kLinear.list);
 }  // namespace
 
 namespace minibert {

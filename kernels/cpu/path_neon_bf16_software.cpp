@@ -12,17 +12,9 @@ using Vec = SoftwareVec<4, 6, 4, true>;
 #include "linear_pairs_int8.h"
 
 namespace {
-constexpr minibert::LinearKernel kLinear[] = {
-    float_kernel<Float32Weight>("float32"),
-    kBlockKernel,
-    float_kernel<BFloat16Weight>("bfloat16"),
-    float_kernel<Float16Weight>("float16"),
-    pairs_kernel<1>("bfloat16x1"),
-    pairs_kernel<2>("bfloat16x3"),
-    kInt8PairsKernel,
-    {},
-};
-constexpr minibert::Kernels kPath = make_path("neon-bf16-software", kLinear);
+constexpr auto kLinear =
+    linear_kernels(pairs_kernel<1>("bfloat16x1"), pairs_kernel<2>("bfloat16x3"), kInt8PairsKernel);
+constexpr minibert::Kernels kPath = make_path("neon-bf16-software", kLinear.list);
 }  // namespace
 
 namespace minibert {

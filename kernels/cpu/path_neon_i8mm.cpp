@@ -6,15 +6,8 @@
 #include "linear_pairs_int8.h"
 
 namespace {
-constexpr minibert::LinearKernel kLinear[] = {
-    float_kernel<Float32Weight>("float32"),
-    kBlockKernel,
-    float_kernel<BFloat16Weight>("bfloat16"),
-    float_kernel<Float16Weight>("float16"),
-    kInt8PairsKernel,
-    {},
-};
-constexpr minibert::Kernels kPath = make_path("neon-i8mm", kLinear);
+constexpr auto kLinear = linear_kernels(kInt8PairsKernel);
+constexpr minibert::Kernels kPath = make_path("neon-i8mm", kLinear.list);
 }  // namespace
 
 namespace minibert {

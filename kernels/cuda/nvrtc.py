@@ -23,6 +23,7 @@ from minibert.errors import DeviceError, MissingDependencyError
 from minibert.kernels.cuda.nvrtc_log import KernelResources, explain, parse_resources
 
 __all__ = [
+    "CompileError",
     "Cubin",
     "KernelResources",
     "Ptx",
@@ -35,6 +36,10 @@ __all__ = [
 ]
 
 _INSTALL = "pip install 'minibert-engine[emulator]' brings it (wheel nvidia-cuda-nvrtc)"
+
+
+class CompileError(DeviceError):
+    """CUDA source that does not compile: the message has the compiler's log, of many lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +179,7 @@ def compile_ptx(
         name_expressions: template instances to make, such as `gemm<64, 32>`.
 
     Raises:
-        DeviceError: the source does not compile; the message shows the numbered lines.
+        CompileError: the source does not compile; the message shows the numbered lines.
         MissingDependencyError: there is no NVRTC.
     """
     virtual = f"--gpu-architecture={arch.replace('sm_', 'compute_')}"
@@ -198,7 +203,7 @@ def compile_cubin(
     Args: as `compile_ptx`; `arch` may carry a suffix (`sm_90a`).
 
     Raises:
-        DeviceError: the source does not compile, or ptxas refuses it for `arch`.
+        CompileError: the source does not compile, or ptxas refuses it for `arch`.
         MissingDependencyError: there is no NVRTC.
     """
     real = (f"--gpu-architecture={arch}", "--ptxas-options=-v")
@@ -253,7 +258,7 @@ class _Program:
             hint = ""
             if "could not open source file" in log and not includes:
                 hint = "\nCUDA's own headers come with the wheel nvidia-cuda-runtime"
-            raise DeviceError(
+            raise CompileError(
                 f"{self.name} does not compile ({' '.join(options)}): {reason}\n"
                 + explain(log, {self.name: self.source, **self.headers})
                 + hint

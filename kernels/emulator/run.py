@@ -24,17 +24,20 @@ from typing import Any
 import numpy as np
 
 from minibert.errors import InputError
-from minibert.kernels.cuda.nvrtc import compile_ptx
+from minibert.kernels.cuda.nvrtc import CompileError, compile_ptx
 from minibert.kernels.emulator.counters import LaunchCounters
 from minibert.kernels.emulator.device_memory import device_array
 from minibert.kernels.emulator.faults import KernelFault
 from minibert.kernels.emulator.launch import Module
+from minibert.kernels.emulator.limits import compute_capability
 from minibert.kernels.emulator.types import Array
 
 __all__ = ["Emulation", "emulate_file", "parse_argument"]
 
 _ARRAY = re.compile(r"^(\w+)\[([\d\s,]+)\](?:=(.+))?$")
 _SCALAR = re.compile(r"^(\w+):(.+)$")
+_WHOLE = re.compile(r"^[-+]?\w+$")
+_NO_NAMES = "no kernel that is not a template"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +114,17 @@ def emulate_file(
 
     Raises:
         InputError: a file, kernel or argument that cannot be used.
-        DeviceError: the file does not compile, or the launch is refused.
+        CompileError: the file does not compile.
+        LaunchError: the architecture is not known, or the launch is refused.
     """
     file = Path(path)
     if not file.is_file():
         raise InputError(f"path must be a CUDA file, got {str(path)!r}")
-    source = file.read_text(encoding="utf-8")
+    compute_capability(arch)  # refused here: NVRTC would call it an invalid option
+    try:
+        source = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"path must be UTF-8 text, got {str(path)!r}: {error}") from error
     every = (f"--include-path={file.resolve().parent}", *options)
     symbol, text = _compile(source, file, kernel, arch, every)
     module = Module(text, arch=arch, checks=checks, counters=counters, step_limit=step_limit)
@@ -144,13 +152,20 @@ def _compile(
     names = Module(plain.text, arch=arch).kernel_names
     if kernel is None:
         if len(names) != 1:
-            raise InputError(f"kernel must be named: {file.name} has {names or 'only templates'}")
+            raise InputError(f"kernel must be named: {file.name} has {names or _NO_NAMES}")
         return names[0], plain.text
     if kernel in names:
         return kernel, plain.text
-    named = compile_ptx(
-        source, name=file.name, arch=arch, options=options, name_expressions=[kernel]
-    )
+    try:
+        named = compile_ptx(
+            source, name=file.name, arch=arch, options=options, name_expressions=[kernel]
+        )
+    except CompileError as error:
+        if "__nv_name_map" not in str(error):  # the instance itself does not compile
+            raise
+        raise InputError(
+            f"kernel must be one that {file.name} has, got {kernel!r}; it has {names or _NO_NAMES}"
+        ) from error
     return named.names[kernel], named.text
 
 
@@ -170,12 +185,25 @@ def parse_argument(text: str, generator: np.random.Generator) -> Any:
     if text.endswith(".npy"):
         if not Path(text).is_file():
             raise InputError(f"argument must be a .npy file, got {text!r}")
-        return np.ascontiguousarray(np.load(text, allow_pickle=False))
+        try:
+            loaded = np.load(text, allow_pickle=False)
+        except (OSError, EOFError, ValueError) as error:
+            raise InputError(
+                f"argument must be a sound .npy file, got {text!r}: {error}"
+            ) from error
+        if not isinstance(loaded, np.ndarray):
+            raise InputError(f"argument must be a .npy file, of one array, got {text!r}")
+        return np.ascontiguousarray(loaded)
     if found := _ARRAY.match(text):
         shape = tuple(int(extent) for extent in found[2].split(",") if extent.strip())
         return _array(_dtype(found[1], text), shape, found[3], generator)
     if found := _SCALAR.match(text):
         return _scalar(_dtype(found[1], text), found[2], text)
+    if _WHOLE.match(text) is None:
+        raise InputError(
+            "argument must be an array such as float32[64], a scalar such as float32:0.5 or 64, a "
+            f".npy file or null, got {text!r}"
+        )
     return _scalar(np.dtype(np.int32), text, text)
 
 
@@ -183,9 +211,20 @@ def _dtype(name: str, text: str) -> np.dtype[Any]:
     if name == "bfloat16":  # its bits; NumPy has no such type
         return np.dtype(np.uint16)
     try:
-        return np.dtype(name)
-    except TypeError as error:
-        raise InputError(f"argument must begin with a dtype, got {text!r}") from error
+        dtype = np.dtype(name)
+    except TypeError:
+        dtype = np.dtype(object)
+    if dtype.kind not in "biuf":
+        raise InputError(f"argument must begin with a dtype of numbers, got {text!r}")
+    return dtype
+
+
+def _limits(dtype: np.dtype[Any]) -> tuple[int, int]:
+    """The least and the largest whole number of a dtype."""
+    if dtype.kind == "b":
+        return 0, 1
+    limits = np.iinfo(dtype)
+    return int(limits.min), int(limits.max)
 
 
 def _scalar(dtype: np.dtype[Any], value: str, text: str) -> Any:
@@ -195,9 +234,9 @@ def _scalar(dtype: np.dtype[Any], value: str, text: str) -> Any:
         whole = int(value, 0)
     except ValueError as error:
         raise InputError(f"argument must be a number of {dtype}, got {text!r}") from error
-    limits = np.iinfo(dtype)
-    if not limits.min <= whole <= limits.max:
-        raise InputError(f"argument must be from {limits.min} to {limits.max}, got {text!r}")
+    low, high = _limits(dtype)
+    if not low <= whole <= high:
+        raise InputError(f"argument must be from {low} to {high}, got {text!r}")
     return dtype.type(whole)
 
 
@@ -210,8 +249,7 @@ def _array(
     if fill == "random" and dtype.kind == "f":
         made[...] = generator.standard_normal(shape)
     elif fill == "random":
-        limits = np.iinfo(dtype)
-        made[...] = generator.integers(limits.min, limits.max, shape, dtype, endpoint=True)
+        made[...] = generator.integers(*_limits(dtype), shape, dtype, endpoint=True)
     elif fill == "range":
         made[...] = np.arange(made.size).reshape(shape)
     elif fill in ("zeros", "ones"):

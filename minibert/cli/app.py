@@ -26,6 +26,7 @@ import click
 
 import minibert
 from minibert.cli.options import debug_option, is_debug
+from minibert.cli.values import value_error
 from minibert.errors import DeviceError, EngineClosedError, InputError, MinibertError
 
 COMMANDS = {
@@ -60,13 +61,36 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Read the group's options; help that cannot be written is a failure like any other."""
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except BrokenPipeError:
+            _discard_stdout()
+            raise click.exceptions.Exit(128 + signal.SIGPIPE) from None
+        except OSError as error:
+            click.echo(f"minibert: error: {_one_line(error)}", err=True)
+            raise click.exceptions.Exit(1) from error
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; every failure is one line on stderr and an exit code."""
         try:
             with _signals_as_exits(), _warnings_as_lines():
                 return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit):
+        except click.exceptions.Exit:
             raise
+        except click.ClickException as error:  # wrong usage: click shows how it is done
+            line = value_error(error)
+            if line is None:
+                raise
+            click.echo(f"minibert: error: {line}", err=True)
+            ctx.exit(2)
         except (KeyboardInterrupt, click.Abort):
             ctx.exit(128 + signal.SIGINT)
         except BrokenPipeError:
@@ -94,7 +118,8 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, MinibertError):
         return message
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        name = error.filename2 or error.filename  # of a copy, what is written
+        return f"{name}: {error.strerror}" if name else error.strerror
     name = type(error).__name__
     return f"{name}: {message} (--debug shows the traceback)" if message else name
 
@@ -153,13 +178,13 @@ def _warnings_as_lines() -> Iterator[None]:
 @debug_option
 @click.pass_context
 def app(ctx: click.Context) -> None:
-    r"""BERT inference from scratch: pure arrays, own kernels, no deep-learning framework.
+    """BERT inference from scratch: pure arrays, own kernels, no deep-learning framework.
 
     Start with `minibert demo`, or with
 
     \b
         minibert encode MODEL texts.txt -o vectors.npy
-    """
+    """  # noqa: D301 - click's mark for lines to keep is the character, not its name
     if os.environ.get("NO_COLOR"):
         ctx.color = False
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 import numpy as np
 
 from minibert.cli.writers import VectorWriter
+from minibert.errors import InputError
 from minibert.precision import Precision, quantize_embeddings
 
 if TYPE_CHECKING:
@@ -67,10 +68,14 @@ class CalibratedWriter:
         Raises:
             InputError: for a single text, whose ranges would be empty.
         """
+        if self._num_rows == 1:
+            raise InputError(
+                f"--precision {self._precision} must have two texts or more, whose vectors span "
+                "the range of each number, got 1"
+            )
         self._vectors.seek(0)
         self._texts.seek(0)
-        # One vector has no ranges: without them, quantize_embeddings says what to do.
-        ranges = np.vstack((self._low, self._high)) if self._num_rows > 1 else None
+        ranges = np.vstack((self._low, self._high))
         dimension = self._low.size
         while block := self._vectors.read(_ROWS * dimension * 4):
             chunk = np.frombuffer(block, np.float32).reshape(-1, dimension)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from minibert.cli.readers import TextReader, find_source
+from minibert.cli.values import IntRange
 from minibert.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _OPTIONS = (
         show_default=True,
         help="JSON key, CSV header or Parquet column of the text.",
     ),
-    click.option("--max-texts", type=click.IntRange(min=1), help="Read at most N texts."),
+    click.option("--max-texts", type=IntRange(min=1), help="Read at most N texts."),
     click.option(
         "--device",
         default="auto",
@@ -81,7 +82,10 @@ def say(line: str) -> None:
     click.echo(line, err=True)
 
 
-def show(report: Report, output: Path) -> None:
-    """Write the table to stdout."""
+def show(report: Report | None, output: Path) -> None:
+    """Write the table to stdout; None is a copy of the model as it is."""
+    if report is None:
+        click.echo(f"nothing was asked for, and nothing is changed: written to {output}")
+        return
     click.echo(report.table())
     click.echo(f"written to {output}")

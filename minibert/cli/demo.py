@@ -14,6 +14,7 @@ import minibert
 from minibert.cli import machine
 from minibert.cli.fetch import MODEL_NAME, default_models_folder, obtain_model
 from minibert.cli.options import debug_option
+from minibert.cli.values import IntRange, PathTo
 from minibert.data import demo_questions, demo_texts, demo_vectors
 
 if TYPE_CHECKING:
@@ -29,15 +30,13 @@ _EIGHTHS = " ▏▎▍▌▋▊▉"
 @click.option("--model", help="Model folder or name.  [default: all-MiniLM-L6-v2, downloaded once]")
 @click.option(
     "--models-folder",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=PathTo(file_okay=False, path_type=Path),
     help="Where the downloaded model is kept.  [default: build/models of a checkout]",
 )
 @click.option("--query", "queries", multiple=True, help="Ask this instead (repeatable).")
-@click.option(
-    "--top", type=click.IntRange(min=1), default=3, show_default=True, help="Answers to show."
-)
+@click.option("--top", type=IntRange(min=1), default=3, show_default=True, help="Answers to show.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, numpy or cuda.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads to use.")
+@click.option("--threads", type=IntRange(min=1), help="CPU threads to use.")
 @debug_option
 def command(
     model: str | None,
@@ -115,6 +114,6 @@ def _bar(score: float) -> str:
     eighths = round(max(0.0, min(1.0, score)) * _BAR_CELLS * 8)
     full, part = divmod(eighths, 8)
     bar = "█" * full + (_EIGHTHS[part] if part else "")
-    if not (sys.stdout.encoding or "").lower().startswith("utf"):
+    if not (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf"):
         bar = "#" * round(eighths / 8)
     return bar.ljust(_BAR_CELLS)

@@ -10,20 +10,19 @@ import click
 from minibert.cli.compression import compression_options, local_model, read_texts, say, show
 from minibert.cli.options import debug_option
 from minibert.cli.readers import TextReader, find_source
+from minibert.cli.values import FloatRange, IntRange
 
 
 @click.command()
 @compression_options
+@click.option("--layers", type=IntRange(min=1), required=True, help="Layers that the student has.")
+@click.option("--heads", type=IntRange(min=1), help="Heads of each of its layers.")
 @click.option(
-    "--layers", type=click.IntRange(min=1), required=True, help="Layers that the student has."
-)
-@click.option("--heads", type=click.IntRange(min=1), help="Heads of each of its layers.")
-@click.option(
-    "--intermediate", type=click.IntRange(min=1), help="Feed-forward width of each of its layers."
+    "--intermediate", type=IntRange(min=1), help="Feed-forward width of each of its layers."
 )
 @click.option(
     "--flops",
-    type=click.FloatRange(0.0, 1.0, min_open=True),
+    type=FloatRange(0.0, 1.0, min_open=True),
     help="Share of the teacher's operations that the student may need: narrows what is left.",
 )
 @click.option(
@@ -33,14 +32,14 @@ from minibert.cli.readers import TextReader, find_source
 )
 @click.option(
     "--temperature",
-    type=click.FloatRange(0.0, min_open=True),
+    type=FloatRange(0.0, min_open=True),
     default=2.0,
     show_default=True,
     help="Softens the teacher's answers; for a classifier.",
 )
 @click.option(
     "--alpha",
-    type=click.FloatRange(0.0, 1.0),
+    type=FloatRange(0.0, 1.0),
     default=0.5,
     show_default=True,
     help="Share of the teacher's answers where there are labels, too.",
@@ -116,5 +115,4 @@ def command(
                 f"labels found: {result.head.accuracy:.1%}, "
                 f"by the teacher {result.head.teacher_accuracy:.1%}"
             )
-    if result.report is not None:
-        show(result.report, output)
+    show(result.report, output)

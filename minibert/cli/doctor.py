@@ -145,6 +145,9 @@ def _cpu_kernels() -> Iterator[Finding]:
         yield Finding(section, name, "ok", reason)
         yield from _left_out(section)
         return
+    if cpu.is_built():
+        yield Finding(section, name, "warn", reason, "until then no model is loaded on the CPU")
+        return
     compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     advice = f"until then NumPy does the work, slower; compiler found: {compiler or 'none'}"
     yield Finding(section, name, "warn", reason, advice)

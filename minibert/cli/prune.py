@@ -9,6 +9,7 @@ import click
 
 from minibert.cli.compression import compression_options, local_model, read_texts, say, show
 from minibert.cli.options import debug_option
+from minibert.cli.values import FloatRange, IntRange
 from minibert.errors import InputError
 
 
@@ -16,22 +17,22 @@ from minibert.errors import InputError
 @compression_options
 @click.option(
     "--speedup",
-    type=click.FloatRange(min=1.0),
+    type=FloatRange(min=1.0),
     help="Times as fast as the original, measured on this machine.",
 )
 @click.option(
     "--flops",
-    type=click.FloatRange(0.0, 1.0, min_open=True),
+    type=FloatRange(0.0, 1.0, min_open=True),
     help="Share of the operations that may remain.",
 )
 @click.option(
     "--latency-ms",
-    type=click.FloatRange(0.0, min_open=True),
+    type=FloatRange(0.0, min_open=True),
     help="Milliseconds that one text of usual length may take, alone, on this machine.",
 )
 @click.option(
     "--drop-layers",
-    type=click.IntRange(min=0),
+    type=IntRange(min=0),
     default=0,
     show_default=True,
     help="Whole layers to drop before anything else, the least harmful ones.",
@@ -92,7 +93,4 @@ def command(
     )
     for layer, (heads, width) in zip(result.kept_layers, result.shapes, strict=True):
         click.echo(f"layer {layer}: {heads} heads, {width} neurons")
-    if result.report is None:
-        click.echo(f"nothing was asked for, and nothing is changed: written to {output}")
-    else:
-        show(result.report, output)
+    show(result.report, output)

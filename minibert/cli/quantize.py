@@ -9,6 +9,7 @@ import click
 
 from minibert.cli.compression import compression_options, local_model, read_texts, say, show
 from minibert.cli.options import debug_option
+from minibert.cli.values import Choice, FloatRange
 from minibert.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,24 +18,24 @@ if TYPE_CHECKING:
 
 @click.command()
 @compression_options
-@click.option("--bits", type=click.Choice(["8", "4"]), default="8", show_default=True)
+@click.option("--bits", type=Choice(["8", "4"]), default="8", show_default=True)
 @click.option(
     "--embedding-bits",
-    type=click.Choice(["8", "32"]),
+    type=Choice(["8", "32"]),
     default="8",
     show_default=True,
     help="Of the embedding tables; 32 leaves them as they are.",
 )
 @click.option(
     "--rounding",
-    type=click.Choice(["second-order", "nearest"]),
+    type=Choice(["second-order", "nearest"]),
     default="second-order",
     show_default=True,
     help="Whether a column's rounding is made good in the columns after it.",
 )
 @click.option(
     "--min-cosine",
-    type=click.FloatRange(0.0, 1.0, min_open=True),
+    type=FloatRange(0.0, 1.0, min_open=True),
     help="Leave layers in float, the most harmful first, until the mean cosine is this; with "
     "--static they get their own ranges back before.  [default: 0.9996; 0.99 with --static]",
 )
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 @click.option("--migrate", is_flag=True, help="Move outliers of the attention into the weights.")
 @click.option(
     "--static",
-    type=click.Choice(["percentile", "mse", "kl", "minmax"]),
+    type=Choice(["percentile", "mse", "kl", "minmax"]),
     help="Fix the range of each layer's inputs by this method; without it each token has its own, "
     "which is closer to the original.",
 )

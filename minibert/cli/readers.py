@@ -144,6 +144,8 @@ def _read(source: Source, field_name: str) -> Iterator[tuple[str, int]]:
     """Yield (text, bytes of the file read so far)."""
     with ExitStack() as stack:
         if source.name == "standard input":
+            if sys.stdin is None:
+                raise InputError("standard input must be open, it is closed")
             raw = cast(BinaryIO, sys.stdin.buffer)
         else:
             raw = stack.enter_context(open(source.name, "rb"))
@@ -210,6 +212,7 @@ def _csv(name: str, lines: Iterator[tuple[int, str]], field_name: str) -> Iterat
     csv.field_size_limit(2**31 - 1)  # the default refuses cells above 128 KiB
     rows = csv.reader((line for _, line in lines), strict=True)
     column: int | None = None
+    width = 0
     try:
         for row in rows:
             if not row:
@@ -221,7 +224,12 @@ def _csv(name: str, lines: Iterator[tuple[int, str]], field_name: str) -> Iterat
                         f"{field_name!r} once, got {', '.join(map(repr, row[:8]))}; "
                         "--field names another"
                     )
-                column = row.index(field_name)
+                column, width = row.index(field_name), len(row)
+            elif any(row[width:]):  # most often an unquoted comma: the rest of a text would be lost
+                raise InputError(
+                    f"{name}, line {rows.line_num}: must have as many fields as the header, "
+                    f"{width}, got {len(row)}; a text with a comma must stand in quotation marks"
+                )
             elif column >= len(row):
                 raise InputError(
                     f"{name}, line {rows.line_num}: must have the field {field_name!r} in column "

@@ -10,6 +10,7 @@ import click
 
 from minibert.cli.compression import compression_options, local_model, read_texts, say, show
 from minibert.cli.options import debug_option
+from minibert.cli.values import Choice, FloatRange, IntRange
 
 if TYPE_CHECKING:
     from minibert.weights.masks import Method, Pattern
@@ -20,35 +21,35 @@ if TYPE_CHECKING:
 @compression_options
 @click.option(
     "--pattern",
-    type=click.Choice(["2:4", "block", "unstructured"]),
+    type=Choice(["2:4", "block", "unstructured"]),
     required=True,
     help="Where zeros may be: two of each four inputs; the same inputs for 16 outputs, which the "
     "CPU kernels profit from; anywhere.",
 )
 @click.option(
     "--sparsity",
-    type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
+    type=FloatRange(0.0, 1.0, min_open=True, max_open=True),
     default=0.5,
     show_default=True,
     help="Share of each matrix that is left out.",
 )
 @click.option(
     "--method",
-    type=click.Choice(["activation", "magnitude"]),
+    type=Choice(["activation", "magnitude"]),
     default="activation",
     show_default=True,
     help="What ranks weights: their size, or their size times that of their inputs.",
 )
 @click.option(
     "--reconstruct",
-    type=click.Choice(["least-squares", "columns", "none"]),
+    type=Choice(["least-squares", "columns", "none"]),
     default="least-squares",
     show_default=True,
     help="How the rest makes up: the best fit, column after column, or not at all.",
 )
 @click.option(
     "--regrow",
-    type=click.IntRange(min=0),
+    type=IntRange(min=0),
     default=0,
     show_default=True,
     help="Rounds in which weights that do least are exchanged for others that would do more.",

@@ -20,6 +20,7 @@ from minibert.ops.recording import Observer, RecordingOps
 from minibert.ops.select import DeviceOptions, make_ops
 from minibert.plan import plan_batches
 from minibert.pooling import apply_steps, prepare_steps
+from minibert.runner import token_types
 from minibert.weights.checkpoint import EncoderWeights, LayerWeights
 from minibert.weights.layer_fit import Block
 
@@ -45,9 +46,9 @@ class LayerWalk:
         self.batches = [
             pack(
                 [ids[i] for i in chosen],
-                token_type_ids=[run.tokenized.token_type_ids[i] for i in chosen]
-                if self.config.type_vocab_size > 0
-                else None,
+                token_type_ids=token_types(
+                    self.config, [run.tokenized.token_type_ids[i] for i in chosen]
+                ),
                 first_position=self.config.first_position,
                 pad_token_id=self.config.pad_token_id if self.config.first_position else None,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from minibert.loading import LoadedModel, load_model
 from minibert.ops.recording import StatisticsObserver
 from minibert.sentence_config import read_modules
 from minibert.weights.checkpoint import EncoderWeights, LayerWeights, LinearWeights
-from minibert.weights.masks import GROUP, Mask
+from minibert.weights.masks import GROUP, Mask, kept_of_row
 from minibert.weights.rewrite import FUSED_PARTS, Checkpoint, copy_other_files, write_config
 from minibert.weights.sparse_stored import Sparsity
 from minibert.weights.sparsity import SparsityOptions, sparsify_linear
@@ -74,8 +75,8 @@ def sparsify_model(
         progress: show a bar on standard error.
 
     Raises:
-        InputError: too few texts, a model that is quantised or sparse already, a pattern that a
-            matrix cannot have, or a target that is taken.
+        InputError: too few texts, a model that is quantised or sparse already, a pattern or a
+            fraction that a matrix cannot have, or a target that is taken.
         CheckpointError: the original cannot be loaded.
     """
     check_output(target, model, overwrite=overwrite)
@@ -181,15 +182,21 @@ def _sparsify(
 
 
 def _check_widths(weights: EncoderWeights, options: SparsityOptions) -> None:
-    if options.pattern != "2:4":
-        return
+    """Refuse a layer that the pattern does not fit, or of which the fraction is not one input."""
     for i, layer in enumerate(weights.layers):
         for part in LINEARS:
             width = getattr(layer, part).weight.shape[1]
-            if width % GROUP:
+            if options.pattern == "2:4":
+                if width % GROUP:
+                    raise InputError(
+                        f"layer.{i}.{part} must have a multiple of {GROUP} inputs for pattern 2:4, "
+                        f"got {width}"
+                    )
+            elif kept_of_row(width, options.fraction) == width:
+                enough = math.ceil(1e4 / width) / 1e4
                 raise InputError(
-                    f"layer.{i}.{part} must have a multiple of {GROUP} inputs for pattern 2:4, "
-                    f"got {width}"
+                    f"sparsity must leave out at least one of the {width} inputs of "
+                    f"layer.{i}.{part}, got {options.fraction:g}, which is none; {enough:g} is one"
                 )
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from minibert.batch import Batch
 from minibert.errors import DeviceError, DeviceOptionError, InputError
 from minibert.kernels.cpu.cores import usable_cores
-from minibert.kernels.cpu.loader import available, choose_path, native
+from minibert.kernels.cpu.loader import available, choose_path, is_built, native
 from minibert.ops.cpu_program import (
     ACTIVATIONS,
     POOL_MODES,
@@ -38,7 +38,7 @@ from minibert.ops.interface import Activation, ForwardShape, PoolMode
 if TYPE_CHECKING:
     from minibert.ops.packed_file import PackedFile
 
-__all__ = ["CpuArray", "CpuOps", "available"]
+__all__ = ["CpuArray", "CpuOps", "available", "is_built"]
 
 FloatArray = NDArray[np.float32]
 DTYPES = ("float32", "bfloat16", "float16", "int8")

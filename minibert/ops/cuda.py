@@ -294,8 +294,11 @@ def cuda_ops(
         )
     from minibert.kernels.cuda.emulated import EmulatedDevice
 
+    capability = int(number or 80)
+    if capability < 75:
+        raise DeviceOptionError(f"device must be emulator:75 or later, got {device!r}")
     return CudaOps(
-        EmulatedDevice(int(number or 80)),
+        EmulatedDevice(capability),
         name="emulator",
         dtype=dtype,
         num_streams=1,

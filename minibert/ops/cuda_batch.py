@@ -62,9 +62,7 @@ class DeviceBatch:
 
     Attributes:
         shape: sizes on the device.
-        num_tokens: real tokens, without fillers.
-        num_seqs: real sequences.
-        largest_ids: largest input, position and token type id.
+        source: the real batch, without fillers.
         input_ids, token_type_ids, position_ids: (num_tokens,) int32 on the device.
         cu_seqlens: (num_seqs + 1,) int32 on the device.
         skip: (num_seqs,) int32 on the device.
@@ -74,9 +72,7 @@ class DeviceBatch:
     """
 
     shape: BatchShape
-    num_tokens: int
-    num_seqs: int
-    largest_ids: tuple[int, int, int]
+    source: Batch
     input_ids: Any
     token_type_ids: Any
     position_ids: Any

@@ -15,9 +15,9 @@ from minibert.kernels.cuda import launch as launches
 from minibert.kernels.cuda.device import Device
 from minibert.kernels.cuda.launch import Launch
 from minibert.ops.cuda_batch import DeviceBatch
-from minibert.ops.cuda_stream import ELEMENT_BYTES, STORAGE, CudaStream, DeviceArray, check_ids
+from minibert.ops.cuda_stream import ELEMENT_BYTES, STORAGE, CudaStream, DeviceArray
 from minibert.ops.cuda_weights import PADDING, Embedding, LayerNorm, Linear
-from minibert.ops.interface import Activation, PoolMode
+from minibert.ops.interface import Activation, PoolMode, check_ids
 
 __all__ = ["CudaOperations"]
 
@@ -46,7 +46,7 @@ class CudaOperations:
         if word is None:
             raise InputError("tables must begin with the word table, got None")
         batch.table_rows = [table.num_rows if table else None for table in tables]
-        check_ids(batch, batch.table_rows)
+        check_ids(batch.source, batch.table_rows)
         out = self._new(batch.shape.num_tokens, word.width, self._float)
         quantized = self._new_quantized(out) if self.dtype == "int8" else None
         self._launch(

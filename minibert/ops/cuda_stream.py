@@ -6,7 +6,7 @@ business of `cuda.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibert.batch import Batch
-from minibert.errors import InputError
 from minibert.kernels.cuda.device import Device, Graph
 from minibert.ops.arena import Arena, Block, OffsetAllocator
 from minibert.ops.cuda_batch import BatchShape, DeviceBatch, stage
 from minibert.ops.cuda_weights import PADDING, QUANTIZED_PADDING, pad_to
-from minibert.ops.interface import ForwardShape
+from minibert.ops.interface import ForwardShape, check_ids
 
-__all__ = ["ELEMENT_BYTES", "CudaStream", "DeviceArray", "check_ids", "scratch_bytes"]
+__all__ = ["ELEMENT_BYTES", "CudaStream", "DeviceArray", "scratch_bytes"]
 
 STORAGE = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "int8": "|i1"}
 """How an array of a dtype is held: bfloat16 as its bits."""
@@ -159,12 +158,7 @@ class CudaStream:
             self.device.view(self._staging, 4 * begin, extent, "<i4")
             for begin, extent in zip(begins, extents, strict=True)
         ]
-        largest = (
-            int(batch.input_ids.max(initial=0)),
-            int(batch.position_ids.max(initial=0)),
-            int(batch.token_type_ids.max(initial=0)),
-        )
-        self.batch = DeviceBatch(shape, batch.num_tokens, batch.num_seqs, largest, *parts)
+        self.batch = DeviceBatch(shape, batch, *parts)
         return self.batch
 
     def download(self, array: DeviceArray) -> NDArray[np.float32]:
@@ -179,7 +173,8 @@ class CudaStream:
         stored = raw.view(STORAGE[array.dtype]).reshape(array.num_rows, array.row_stride)
         num_rows = array.num_rows
         if self.batch is not None:
-            real = self.batch.num_seqs if array.per_seq else self.batch.num_tokens
+            source = self.batch.source
+            real = source.num_seqs if array.per_seq else source.num_tokens
             num_rows = min(num_rows, real)
         rows = stored[:num_rows, : array.num_columns]
         if array.dtype == "bfloat16":
@@ -214,7 +209,7 @@ class CudaStream:
         """
         captured = self._graphs.get(key)
         if captured is not None:
-            check_ids(uploaded, captured.table_rows)
+            check_ids(uploaded.source, captured.table_rows)
             captured.graph.launch(self.handle)
             return captured.outputs
         if self._needs.get(key, self.arena.slab_bytes + 1) > self.arena.slab_bytes:
@@ -237,18 +232,6 @@ class CudaStream:
     def _forget_graphs(self) -> None:
         """Memory moves: addresses in the graphs are void, and their outputs hold the old memory."""
         self._graphs.clear()
-
-
-def check_ids(batch: DeviceBatch, table_rows: Sequence[int | None]) -> None:
-    """Refuse ids that lie behind the tables that they are looked up in.
-
-    Raises:
-        InputError: naming the ids and the rows.
-    """
-    names = ("input_ids", "position_ids", "token_type_ids")
-    for name, largest, rows in zip(names, batch.largest_ids, table_rows, strict=True):
-        if rows is not None and largest >= rows:
-            raise InputError(f"{name} must be below {rows}, the rows of their table, got {largest}")
 
 
 def scratch_bytes(shape: ForwardShape, *, element_bytes: int, quantized: bool, block_m: int) -> int:

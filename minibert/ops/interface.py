@@ -64,6 +64,28 @@ def outside_error(batch: Batch, table: int, token: int, num_rows: int) -> InputE
     )
 
 
+def check_ids(batch: Batch, table_rows: Sequence[int | None]) -> None:
+    """Refuse the first id outside its table: below 0, or behind the last row.
+
+    Args:
+        batch: ids to be looked up.
+        table_rows: of each table in the order of `TABLE_NAMES`; None where there is no table.
+
+    Raises:
+        InputError: naming the id, its token and the table's rows.
+    """
+    found: list[tuple[int, int, int]] = []  # token, table, rows
+    for table, (name, rows) in enumerate(zip(TABLE_NAMES, table_rows, strict=True)):
+        if rows is not None:
+            ids = getattr(batch, name)
+            outside = (ids < 0) | (ids >= rows)
+            if outside.any():
+                found.append((int(outside.argmax()), table, rows))
+    if found:
+        token, table, rows = min(found)
+        raise outside_error(batch, table, token, rows)
+
+
 class Ops(Protocol):
     """One device, one dtype.
 

@@ -22,11 +22,10 @@ from minibert.batch import Batch
 from minibert.errors import DeviceOptionError
 from minibert.ops.activations import activate
 from minibert.ops.interface import (
-    TABLE_NAMES,
     Activation,
     ForwardShape,
     PoolMode,
-    outside_error,
+    check_ids,
 )
 from minibert.weights.quantize import quantize_activations
 
@@ -151,7 +150,7 @@ class ReferenceOps:
         Raises:
             InputError: an id outside its table.
         """
-        _check_ids(batch, tables)
+        check_ids(batch, [None if table is None else len(table) for table in tables])
         word, position, token_type = tables
         hidden: FloatArray = word[batch.input_ids]
         if position is not None:
@@ -263,21 +262,3 @@ class ReferenceOps:
         if self._bounds and self._bounds[-1][1] == num_rows:
             return self._bounds
         return [(row, row + 1) for row in range(num_rows)]
-
-
-def _check_ids(batch: Batch, tables: Sequence[FloatArray | None]) -> None:
-    """Refuse the first id outside its table; NumPy would take negative ones from the end."""
-    first: tuple[int, int] | None = None  # token, table
-    for number, (name, table) in enumerate(zip(TABLE_NAMES, tables, strict=True)):
-        if table is None:
-            continue
-        ids = getattr(batch, name)
-        outside = (ids < 0) | (ids >= len(table))
-        if outside.any():
-            found = (int(outside.argmax()), number)
-            first = found if first is None else min(first, found)
-    if first is not None:
-        token, number = first
-        table = tables[number]
-        assert table is not None
-        raise outside_error(batch, number, token, len(table))

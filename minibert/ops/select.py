@@ -295,6 +295,8 @@ def _cpu(
             threads=options.threads,
         )
         return ops, f"own kernels, {why}, {ops.num_streams} threads"
+    if cpu.is_built():  # a name that is no path asked for something else than NumPy
+        raise DeviceOptionError(why)
     return _reference(options.dtype), f"NumPy: {why}"
 
 

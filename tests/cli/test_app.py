@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 import minibert
 from minibert.cli import app
 from minibert.cli.app import COMMANDS
+from minibert.cli.values import Choice, FloatRange, IntRange, PathTo
 from minibert.errors import ConfigError, DeviceError, DeviceOptionError, InputError, MinibertError
 
 Run = Callable[..., Result]
@@ -41,6 +42,22 @@ def test_each_command_has_help_that_begins_as_the_list_says(run: Run, command: s
     assert result.exit_code == 0
     assert f"minibert {command}" in result.output.replace("app", "minibert")
     assert all(len(line) <= 80 for line in result.output.splitlines())
+    assert "\\b" not in result.output
+
+
+def test_help_keeps_the_lines_of_examples(run: Run) -> None:
+    assert "\n      minibert encode MODEL texts.txt -o vectors.npy\n" in run("--help").output
+    assert "\n    null                     a null pointer\n" in run("emulate", "--help").output
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full: not Linux")
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["encode", "--help"]])
+def test_help_that_cannot_be_written_is_one_line(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "minibert", *arguments]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1
+    assert done.stderr == b"minibert: error: No space left on device\n"
 
 
 def test_the_version_is_the_package_s(run: Run) -> None:
@@ -49,6 +66,57 @@ def test_the_version_is_the_package_s(run: Run) -> None:
 
 def test_an_unknown_command_is_wrong_usage(run: Run) -> None:
     assert run("train").exit_code == 2
+
+
+def test_an_unknown_option_shows_the_usage(run: Run) -> None:
+    for arguments in (("encode", "--bogus"), ("encode",), ("sparsify", "model", "out")):
+        result = run(*arguments)
+        assert result.exit_code == 2
+        assert result.stderr.startswith("Usage: ")
+        assert "--help" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "value", "line"),
+    [
+        ("encode", "--batch-size", "0", "must be a whole number of at least 1, got '0'"),
+        ("encode", "--batch-size", "x", "must be a whole number of at least 1, got 'x'"),
+        ("encode", "--batch-size", "", "must be a whole number of at least 1, got ''"),
+        ("encode", "--truncation", "no", "must be one of warn, error, silent, got 'no'"),
+        ("explain", "--cache-folder", __file__, f"must be a folder, got '{__file__}'"),
+        ("sparsify", "--sparsity", "1", "must be a number above 0 and below 1, got '1'"),
+        ("sparsify", "--sparsity", "nan", "must be a number above 0 and below 1, got 'nan'"),
+        ("prune", "--flops", "1.01", "must be a number above 0 and at most 1, got '1.01'"),
+        ("prune", "--speedup", "inf", "must be a number of at least 1, got 'inf'"),
+        ("distil", "--alpha", "-1", "must be a number of at least 0 and at most 1, got '-1'"),
+        ("quantize", "--bits", "5", "must be one of 8, 4, got '5'"),
+        ("emulate", "--grid", "0", "must be one to three numbers such as 4 or 8,2, got '0'"),
+        ("emulate", "--seed", "-1", "must be a whole number of at least 0, got '-1'"),
+        ("demo", "--top", "1.5", "must be a whole number of at least 1, got '1.5'"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_one_line(
+    run: Run, command: str, name: str, value: str, line: str
+) -> None:
+    result = run(command, "model", name, value)
+    assert result.stderr == f"minibert: error: {name} {line}\n"
+    assert (result.exit_code, result.stdout) == (2, "")
+
+
+def test_an_argument_that_cannot_be_used_is_one_line(run: Run) -> None:
+    result = run("emulate", "none.cu")
+    assert result.exit_code == 2
+    assert result.stderr == ("minibert: error: FILE.cu must be a readable file, got 'none.cu'\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_type_that_refuses_values_tells_its_rule(command: str) -> None:
+    with click.Context(app) as context:
+        parameters = app.get_command(context, command).params  # type: ignore[attr-defined]
+    takes_any = (type(click.STRING), type(click.BOOL), click.Path)
+    for parameter in parameters:
+        assert type(parameter.type) in (*takes_any, Choice, FloatRange, IntRange, PathTo), parameter
+        assert type(parameter.type) is not click.Path or not parameter.type.exists
 
 
 @pytest.mark.parametrize(
@@ -61,6 +129,7 @@ def test_an_unknown_command_is_wrong_usage(run: Run) -> None:
         (MinibertError("other"), 2, "other"),
         (OSError(28, "No space left on device"), 1, "No space left on device"),
         (OSError(5, "Input/output error", "out.npy"), 1, "out.npy: Input/output error"),
+        (OSError(28, "No space left on device", "from", None, "to"), 1, "to: No space left on"),
         (ZeroDivisionError("by zero"), 1, "ZeroDivisionError: by zero (--debug shows the traceba"),
         (KeyError(), 1, "KeyError"),
         (MemoryError(), 1, "MemoryError"),

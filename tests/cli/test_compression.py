@@ -57,9 +57,14 @@ def test_a_command_writes_a_model_and_a_table(
         assert engine.encode("the cat sat").shape == (48,)
 
 
-def test_pruning_nothing_says_so(tiny: Any, tmp_path: Path, texts_file: Path) -> None:
-    options = ("--texts", texts_file, "--speedup", "1")
-    done = minibert("prune", tiny("bert"), tmp_path / "out", *options)
+@pytest.mark.parametrize(
+    "command", [("prune", "--speedup", "1"), ("distil", "--layers", "3", "--heads", "4")], ids=str
+)
+def test_changing_nothing_is_said(
+    tiny: Any, tmp_path: Path, texts_file: Path, command: tuple[str, ...]
+) -> None:
+    name, *options = command
+    done = minibert(name, tiny("bert"), tmp_path / "out", "--texts", texts_file, *options)
     assert done.exit_code == 0
     assert "nothing is changed" in done.output
 
@@ -82,6 +87,7 @@ def test_pruning_nothing_says_so(tiny: Any, tmp_path: Path, texts_file: Path) ->
         (("sparsify", "--pattern", "2:4", "--sparsity", "0.6"), "0.5 for pattern 2:4"),
         (("sparsify", "--pattern", "block", "--reconstruct", "none", "--regrow", "2"), "regrow"),
         (("sparsify", "--pattern", "block", "--sparsity", "1"), "--sparsity"),
+        (("sparsify", "--pattern", "block", "--sparsity", "0.001"), "0.0209 is one"),
         (("sparsify",), "--pattern"),
         (("distil", "--layers", "2", "--heads", "9"), "heads must be at most 4"),
     ],

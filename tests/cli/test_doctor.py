@@ -83,9 +83,12 @@ def test_the_extension_is_built_or_the_reason_is_shown(
     run: Run, monkeypatch: pytest.MonkeyPatch, built: bool, status: str
 ) -> None:
     monkeypatch.setattr(cpu, "available", lambda: (built, "path none-such"))
-    extension = findings(run)["extension"]
-    assert extension["status"] == status
-    assert "path none-such" in extension["value"]
+    for there, advice in ((True, "no model is loaded on the CPU"), (False, "NumPy does the work")):
+        monkeypatch.setattr(cpu, "is_built", lambda there=there: there)
+        extension = findings(run)["extension"]
+        assert extension["status"] == status
+        assert "path none-such" in extension["value"]
+        assert built or advice in extension["advice"]
 
 
 @pytest.mark.parametrize(

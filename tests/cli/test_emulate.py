@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from click.testing import Result
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "find_a_race.cu"
@@ -33,6 +34,28 @@ def test_bad_arguments_are_named(run: Callable[..., Result], tmp_path: Path) -> 
     broken = tmp_path / "broken.cu"
     broken.write_text("__global__ void f() { int x = ; }\n")
     result = run("emulate", broken)
-    assert result.exit_code == 1
-    assert "broken.cu" in result.output
+    assert result.exit_code == 2
+    assert "minibert: error: broken.cu does not compile" in result.output
     assert "Traceback" not in result.output
+    lines = result.stderr.splitlines()
+    assert any(line.startswith("broken.cu(1): error:") for line in lines)  # a line each
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--arch", "foo"), "arch must be one of sm_70, sm_72"),
+        (("--arch", "sm_1"), "got 'sm_1'"),
+        (("--block", "2048"), "block.x of block_sum must be from 1 to 1024 on sm_80, got 2048"),
+        (("--shared", "99999999"), "shared memory of a block of block_sum must be at most"),
+        (("--kernel", "none"), "kernel must be one that find_a_race.cu has, got 'none'"),
+        (("1",), "block_sum takes 3 arguments, got 4"),
+    ],
+)
+def test_what_has_to_change_in_the_call_is_a_line_and_exit_code_2(
+    run: Callable[..., Result], options: tuple[str, ...], message: str
+) -> None:
+    result = run("emulate", EXAMPLE, *ARGUMENTS, *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1

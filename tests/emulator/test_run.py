@@ -50,10 +50,15 @@ def test_the_only_kernel_need_not_be_named(tmp_path: Path, file: Path) -> None:
     path = tmp_path / "one.cu"
     path.write_text('extern "C" __global__ void one(int* out) { out[threadIdx.x] = 1; }')
     assert emulate_file(path, None, 1, 4, ("int32[4]",)).args[0].tolist() == [1, 1, 1, 1]
-    with pytest.raises(InputError, match=r"kernel must be named: scale\.cu has only templates"):
+    with pytest.raises(InputError, match=r"kernel must be named: scale\.cu has no kernel that"):
         emulate_file(file, None, 1, 4, ())
+    with pytest.raises(InputError, match=r"one that one\.cu has, got 'two'; it has \['one'\]"):
+        emulate_file(path, "two", 1, 4, ("int32[4]",))
     with pytest.raises(InputError, match="path must be a CUDA file"):
         emulate_file(tmp_path / "none.cu", None, 1, 4, ())
+    path.write_bytes(b"// caf\xe9\n")
+    with pytest.raises(InputError, match=r"path must be UTF-8 text, got '.*one\.cu'.*0xe9"):
+        emulate_file(path, None, 1, 4, ())
 
 
 def test_arguments_as_text(tmp_path: Path) -> None:
@@ -75,9 +80,33 @@ def test_arguments_as_text(tmp_path: Path) -> None:
     assert len(np.unique(np.asarray(parse("int8[1000]=random")))) > 200
     np.save(tmp_path / "data.npy", np.arange(3.0))
     assert np.asarray(parse(str(tmp_path / "data.npy"))).tolist() == [0, 1, 2]
-    for text in ("float32[4]=many", "complexity[4]", "int32:x", "1.5", "gone.npy", "int8:1000"):
+    assert parse("bool:1") == np.True_
+    assert len(np.unique(np.asarray(parse("bool[99]=random")))) == 2
+    for text in (
+        "float32[4]=many",
+        "complexity[4]",
+        "int32:x",
+        "1.5",
+        "gone.npy",
+        "int8:1000",
+        "object[4]",
+        "str:x",
+        "bool:2",
+        "float32[4",
+        "float32[-4]",
+        "",
+        ".",
+    ):
         with pytest.raises(InputError, match="argument must"):
             parse(text)
+    for content in (b"", b"\x93NUMPY", b"text"):
+        (tmp_path / "data.npy").write_bytes(content)
+        with pytest.raises(InputError, match=r"argument must be a sound \.npy file"):
+            parse(str(tmp_path / "data.npy"))
+    np.savez(tmp_path / "several", np.arange(3))
+    (tmp_path / "several.npz").rename(tmp_path / "several.npy")
+    with pytest.raises(InputError, match="of one array"):
+        parse(str(tmp_path / "several.npy"))
 
 
 def test_the_example_finds_its_race(capsys: pytest.CaptureFixture[str]) -> None:
