@@ -83,6 +83,14 @@ struct AttentionCall {
   int64_t num_heads;
   int64_t head_dim;
   float softmax_scale;
+  bool int16;  // products of 16-bit integers, where a path has them
+};
+
+struct AttentionKernel {
+  size_t (*scratch_bytes)(int64_t head_dim);
+  // One head of one sequence: tokens begin..end of the batch.
+  void (*compute)(const AttentionCall& call, int64_t begin, int64_t end, int64_t head,
+                  void* scratch);
 };
 
 struct Kernels {
@@ -92,10 +100,8 @@ struct Kernels {
                      int64_t row_end, int64_t hidden_size);
   void (*embed)(float* out, const EmbedTable* tables, int num_tables, const Norm& norm,
                 int64_t row_begin, int64_t row_end, int64_t hidden_size);
-  size_t (*attention_scratch_bytes)(int64_t head_dim);
-  // One head of one sequence: tokens begin..end of the batch.
-  void (*attention)(const AttentionCall& call, int64_t begin, int64_t end, int64_t head,
-                    void* scratch);
+  AttentionKernel attention;
+  AttentionKernel attention_int16;  // null where it would be no faster
   // values = activation(values), for tests of the polynomials themselves.
   void (*activate)(float* values, int64_t count, Activation activation);
   void (*exponential)(float* values, int64_t count);

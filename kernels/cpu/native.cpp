@@ -208,9 +208,10 @@ PyObject* py_embed(PyObject*, PyObject* const* values, Py_ssize_t count) {
   return PyLong_FromLongLong(outside);
 }
 
-// attention(stream, context, qkv, cu_seqlens, num_seqs, num_heads, head_dim, softmax_scale)
+// attention(stream, context, qkv, cu_seqlens, num_seqs, num_heads, head_dim, softmax_scale,
+//           int16)
 PyObject* py_attention(PyObject*, PyObject* const* values, Py_ssize_t count) {
-  Arguments a(values, count, 8);
+  Arguments a(values, count, 9);
   Stream* stream = stream_of(a);
   AttentionCall call = {};
   call.context = a.address<float>();
@@ -220,6 +221,7 @@ PyObject* py_attention(PyObject*, PyObject* const* values, Py_ssize_t count) {
   call.num_heads = a.integer();
   call.head_dim = a.integer();
   call.softmax_scale = a.number();
+  call.int16 = a.integer() != 0;
   return none_after(a, [&] { attention(*stream, call, cu_seqlens, num_seqs); });
 }
 

@@ -71,10 +71,11 @@ PyObject* py_layer_norm(PyObject*, PyObject* const* values, Py_ssize_t count) {
 }
 
 PyObject* py_attention(PyObject*, PyObject* const* values, Py_ssize_t count) {
-  return add(values, count, 6, Instruction::kAttention, [](Arguments& a, Instruction& step) {
+  return add(values, count, 7, Instruction::kAttention, [](Arguments& a, Instruction& step) {
     step.num_heads = a.integer();
     step.head_dim = a.integer();
     step.softmax_scale = a.number();
+    step.int16 = a.integer() != 0;
   });
 }
 

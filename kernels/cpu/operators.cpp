@@ -163,12 +163,15 @@ int64_t embed(Stream& stream, float* out, const EmbedTable* tables, int num_tabl
 
 void attention(Stream& stream, const AttentionCall& call, const int32_t* cu_seqlens,
                int64_t num_seqs) {
-  const size_t scratch_bytes = stream.kernels->attention_scratch_bytes(call.head_dim);
+  const AttentionKernel& kernel = call.int16 && stream.kernels->attention_int16.compute != nullptr
+                                      ? stream.kernels->attention_int16
+                                      : stream.kernels->attention;
+  const size_t scratch_bytes = kernel.scratch_bytes(call.head_dim);
   for (auto& buffer : stream.scratch) buffer->reserve(scratch_bytes);
   run(stream, num_seqs * call.num_heads, [&](int64_t job, int worker) {
     const int64_t seq = job / call.num_heads;
-    stream.kernels->attention(call, cu_seqlens[seq], cu_seqlens[seq + 1], job % call.num_heads,
-                              stream.scratch[static_cast<size_t>(worker)]->reserve(scratch_bytes));
+    kernel.compute(call, cu_seqlens[seq], cu_seqlens[seq + 1], job % call.num_heads,
+                   stream.scratch[static_cast<size_t>(worker)]->reserve(scratch_bytes));
   });
 }
 

@@ -25,9 +25,12 @@ constexpr LinearKernels<5 + sizeof...(Own)> linear_kernels(Own... own) {
            {}}};
 }
 
-constexpr minibert::Kernels make_path(const char* name, const minibert::LinearKernel* linear) {
-  return {name,           linear,         layer_norm_rows,    embed_rows, attention_scratch_bytes,
-          attention_head, activate_values, exponential_values};
+constexpr minibert::Kernels make_path(const char* name, const minibert::LinearKernel* linear,
+                                      minibert::AttentionKernel attention_int16 = {}) {
+  return {name,       linear,
+          layer_norm_rows, embed_rows,
+          {attention_scratch_bytes, attention_head}, attention_int16,
+          activate_values, exponential_values};
 }
 
 }  // namespace

@@ -2,6 +2,8 @@
 #include "vec_avx512.h"
 
 #include "path.h"
+#include "words_avx.h"
+#include "attention_int16.h"
 #include "tiles_amx.h"
 #include "linear_tiles.h"
 #include "linear_tiles_int8.h"
@@ -17,7 +19,7 @@ constexpr minibert::LinearKernel kLinear[] = {
     kInt8TilesKernel,
     {},
 };
-constexpr minibert::Kernels kPath = make_path("amx", kLinear);
+constexpr minibert::Kernels kPath = make_path("amx", kLinear, kAttentionInt16);
 }  // namespace
 
 namespace minibert {

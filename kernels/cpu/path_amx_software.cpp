@@ -7,6 +7,8 @@ using Vec = SoftwareVec<16, 12, 2, true>;
 }
 
 #include "path.h"
+#include "words_software.h"
+#include "attention_int16.h"
 #include "tiles_software.h"
 #include "linear_tiles.h"
 #include "linear_tiles_int8.h"
@@ -22,7 +24,7 @@ constexpr minibert::LinearKernel kLinear[] = {
     kInt8TilesKernel,
     {},
 };
-constexpr minibert::Kernels kPath = make_path("amx-software", kLinear);
+constexpr minibert::Kernels kPath = make_path("amx-software", kLinear, kAttentionInt16);
 }  // namespace
 
 namespace minibert {

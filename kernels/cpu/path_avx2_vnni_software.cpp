@@ -7,6 +7,8 @@ using Vec = SoftwareVec<8, 6, 2, true>;
 }
 
 #include "path.h"
+#include "words_software.h"
+#include "attention_int16.h"
 #include "dot_software.h"
 
 namespace {
@@ -18,7 +20,7 @@ using Dot = SoftwareDot<8, 6>;
 
 namespace {
 constexpr auto kLinear = linear_kernels(kInt8Kernel);
-constexpr minibert::Kernels kPath = make_path("avx2-vnni-software", kLinear.list);
+constexpr minibert::Kernels kPath = make_path("avx2-vnni-software", kLinear.list, kAttentionInt16);
 }  // namespace
 
 namespace minibert {

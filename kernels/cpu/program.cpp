@@ -123,6 +123,7 @@ int64_t Program::run(Stream& stream, const ProgramBatch& batch, float* const* re
         call.num_heads = step.num_heads;
         call.head_dim = step.head_dim;
         call.softmax_scale = step.softmax_scale;
+        call.int16 = step.int16;
         attention(stream, call, batch.cu_seqlens, batch.num_seqs);
         break;
       }

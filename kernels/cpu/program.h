@@ -28,6 +28,7 @@ struct Instruction {
   EmbedTable tables[kNumTables] = {};    // without ids
   int64_t num_heads = 0, head_dim = 0, first_col = 0;
   float softmax_scale = 0.0f;
+  bool int16 = false;  // of attention
   PoolMode mode = kCls;
 };
 

@@ -223,7 +223,7 @@ class CpuOps:
         """See `Ops.forward`: recorded at the first batch, then one call of the extension."""
         program = self._programs.get(key)
         if program is None:
-            program = self._programs[key] = Program(function)
+            program = self._programs[key] = Program(function, attention_int16=self.dtype == "int8")
         return program.run(self._running().handle, self.upload(batch))
 
     def embed(self, batch: CpuBatch, tables: Sequence[Any], norm: CpuLayerNorm | None) -> CpuArray:
@@ -309,6 +309,7 @@ class CpuOps:
             num_heads,
             head_dim,
             softmax_scale,
+            self.dtype == "int8",
         )
         return out
 

@@ -77,9 +77,16 @@ class Value(NamedTuple):
 class Program:
     """What `function` computes, for any batch. Thread-safe once recorded."""
 
-    def __init__(self, function: Callable[[Any, Any], tuple[Any, ...]]) -> None:
-        """Record `function(ops, batch)`; nothing is computed."""
-        recorder = _Recorder()
+    def __init__(
+        self, function: Callable[[Any, Any], tuple[Any, ...]], *, attention_int16: bool
+    ) -> None:
+        """Record `function(ops, batch)`; nothing is computed.
+
+        Args:
+            function: a forward pass.
+            attention_int16: whether attention multiplies 16-bit integers.
+        """
+        recorder = _Recorder(attention_int16)
         self._results: tuple[Value, ...] = function(recorder, None)
         self._handle = recorder.handle
         self._kept = recorder.kept
@@ -116,8 +123,9 @@ class Program:
 class _Recorder:
     """The part of `Ops` that a forward pass calls; each call becomes an instruction."""
 
-    def __init__(self) -> None:
+    def __init__(self, attention_int16: bool) -> None:
         self.handle = native().program()
+        self.attention_int16 = attention_int16
         self.kept: list[Any] = []  # weights, whose addresses the program holds
         self.table_rows: tuple[int, ...] = ()
 
@@ -179,7 +187,13 @@ class _Recorder:
         check_attention(qkv.cols, num_heads, head_dim, softmax_scale)
         out = self._value(False, num_heads * head_dim)
         native().program_attention(
-            self.handle, out.number, qkv.number, num_heads, head_dim, softmax_scale
+            self.handle,
+            out.number,
+            qkv.number,
+            num_heads,
+            head_dim,
+            softmax_scale,
+            self.attention_int16,
         )
         return out
 

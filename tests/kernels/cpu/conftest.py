@@ -23,7 +23,10 @@ PATHS = [path for path in loader.all_paths() if path.supported] if BUILT else []
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`isa` is every path; the others are those that have a kernel for a format."""
+    """`isa` is every path; the others are those that have a kernel for a format.
+
+    `words_isa`: those that multiply 16-bit integers.
+    """
 
     def having(format_: str) -> list[loader.CpuPath]:
         return [path for path in PATHS if format_ in path.formats]
@@ -34,6 +37,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         "block_isa": having("float32-block"),
         "bfloat16_isa": plain_bfloat16,  # those that widen it, and do not multiply it as it is
         "float16_isa": having("float16"),
+        "words_isa": [path for path in PATHS if path.name.startswith(("avx", "amx"))],
     }
     for name, paths in choices.items():
         if name not in metafunc.fixturenames:

@@ -116,10 +116,13 @@ def test_linear(
     compare(isa, dtype, out, compute, make_ops)
 
 
-def test_attention(runner: list[str], isa: str, make_ops: Any, reference: Any) -> None:
+@pytest.mark.parametrize(("dtype", "op"), [("float32", "attention"), ("int8", "attention_int16")])
+def test_attention(
+    runner: list[str], isa: str, make_ops: Any, reference: Any, dtype: str, op: str
+) -> None:
     seqlens, heads, head_dim = [1, 30, 270, 7], 2, 40
     qkv = np.random.default_rng(3).standard_normal((308, 3 * heads * head_dim)).astype(np.float32)
-    out = run([*runner, isa], 2, "attention", heads, head_dim, *seqlens, arrays=(qkv,))
+    out = run([*runner, isa], 2, op, heads, head_dim, *seqlens, arrays=(qkv,))
 
     def compute(ops: Any) -> Any:
         batch = ops.upload(pack([np.zeros(n, np.int32) for n in seqlens]))
@@ -131,7 +134,7 @@ def test_attention(runner: list[str], isa: str, make_ops: Any, reference: Any) -
             softmax_scale=float(np.float32(1) / np.float32(head_dim)),
         )
 
-    compare(isa, "float32", out, compute, make_ops)
+    compare(isa, dtype, out, compute, make_ops)
 
 
 @pytest.mark.parametrize("hidden_size", [3, 384, 401])
