@@ -27,7 +27,8 @@ from minibert.assembly import Parts, Wishes, assemble
 from minibert.collect import as_items, as_tokens, collect, finished
 from minibert.errors import EngineClosedError
 from minibert.hub import find_model
-from minibert.loading import load_model, parse_memory
+from minibert.kernels.cpu.background import start_background
+from minibert.loading import open_model, parse_memory
 from minibert.ops.select import DeviceOptions, check_devices, check_float_layers
 from minibert.pooling import output_dimension
 from minibert.precision import Precision
@@ -156,6 +157,7 @@ class Engine:
             options=options,
             max_batch_tokens=max_batch_tokens,
             memory_limit=parse_memory(memory_limit),
+            max_length=max_length,
             truncation=truncation,
             truncation_side=truncation_side,
             prompts=prompts or {},
@@ -171,13 +173,14 @@ class Engine:
             cache_folder=cache_folder,
             local_files_only=local_files_only,
         )
-        loaded = load_model(
-            folder,
-            max_length=max_length,
-            ignore_config_keys=ignore_config_keys,
-            layer_by_layer=True,
-        )
-        return cls(assemble(loaded, wishes))
+        with start_background() as background:
+            opened = open_model(
+                folder,
+                ignore_config_keys=ignore_config_keys,
+                layer_by_layer=True,
+                background=background,
+            )
+            return cls(assemble(opened, wishes, background))
 
     @property
     def dimension(self) -> int:

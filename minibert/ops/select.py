@@ -15,6 +15,7 @@ from minibert.errors import DeviceError, DeviceOptionError, MissingDependencyErr
 from minibert.ops.interface import Ops
 
 if TYPE_CHECKING:
+    from minibert.kernels.cpu.background import Background
     from minibert.ops.reference import ReferenceOps
 
 DEVICES = ("auto", "cpu", "numpy", "cuda", "cuda:<number>", "emulator", "emulator:<capability>")
@@ -55,6 +56,7 @@ def make_ops(
     *,
     quantized: bool = False,
     files: Sequence[Path] = (),
+    background: Background | None = None,
 ) -> tuple[Ops, str]:
     """Make the Ops of a device.
 
@@ -65,6 +67,7 @@ def make_ops(
         options: how it computes.
         quantized: whether the checkpoint holds int8 weights.
         files: of the checkpoint, which packed weights belong to.
+        background: where the CPU kernels lay out weights; they do it at once when None.
 
     Returns:
         The Ops, and a sentence that says why it was chosen.
@@ -79,7 +82,7 @@ def make_ops(
         made = _gpu(device, options, quantized), "asked for"
     elif device == "auto":
         made = _gpu_if_usable(options, quantized)
-    ops, reason = made or _cpu(device, options, quantized, files)
+    ops, reason = made or _cpu(device, options, quantized, files, background)
     _log.info("device %r: ops %s (%s)", device, ops.name, reason)
     return ops, reason
 
@@ -91,6 +94,7 @@ def make_devices(
     *,
     quantized: bool = False,
     files: Sequence[Path] = (),
+    background: Background | None = None,
 ) -> tuple[list[Ops], str]:
     """Make the Ops of several devices, or of the one that `device` names.
 
@@ -100,6 +104,7 @@ def make_devices(
         options: how they compute.
         quantized: as in `make_ops`.
         files: as in `make_ops`.
+        background: as in `make_ops`.
 
     Returns:
         The Ops, at least one, and a sentence that says why they were chosen.
@@ -110,7 +115,9 @@ def make_devices(
     """
     check_devices(device, devices, options)
     if devices is None:
-        ops, reason = make_ops(device, options, quantized=quantized, files=files)
+        ops, reason = make_ops(
+            device, options, quantized=quantized, files=files, background=background
+        )
         return [ops], reason
     made: list[Ops] = []
     try:
@@ -263,7 +270,11 @@ def _gpu(device: str, options: DeviceOptions, quantized: bool) -> Ops:
 
 
 def _cpu(
-    device: str, options: DeviceOptions, quantized: bool, files: Sequence[Path]
+    device: str,
+    options: DeviceOptions,
+    quantized: bool,
+    files: Sequence[Path],
+    background: Background | None,
 ) -> tuple[Ops, str]:
     """The kernels where they were built; else NumPy, whose float32 meets every precision."""
     if device == "auto":
@@ -293,6 +304,7 @@ def _cpu(
             packed=packed,
             matmul_precision=options.matmul_precision,
             threads=options.threads,
+            background=background,
         )
         return ops, f"own kernels, {why}, {ops.num_streams} threads"
     return _reference(options.dtype), f"NumPy: {why}"
