@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from minibert import log
 from minibert.arguments import (
     as_texts,
     check_conversion,
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 OutputValue = Literal["sentence_embedding", "token_embeddings"]
 
-_log = logging.getLogger("minibert")
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 
 
@@ -292,7 +291,7 @@ class Engine:
             truncation_side=truncation_side,
         )
         if show_progress_bar is None:
-            show_progress_bar = _log.getEffectiveLevel() in (logging.INFO, logging.DEBUG)
+            show_progress_bar = log.is_verbose()
         rows, states = collect(
             self._runner,
             tokenized,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack
@@ -11,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from minibert import log
 from minibert.errors import DeviceError, DeviceOptionError, MissingDependencyError
 from minibert.ops.interface import Ops
 
@@ -22,7 +22,6 @@ DEVICES = ("auto", "cpu", "numpy", "cuda", "cuda:<number>", "emulator", "emulato
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 
 _DEVICE = re.compile(r"auto|cpu|numpy|(cuda|emulator)(:\d+)?")
-_log = logging.getLogger("minibert")
 
 
 class DeviceOptions(NamedTuple):
@@ -83,7 +82,7 @@ def make_ops(
     elif device == "auto":
         made = _gpu_if_usable(options, quantized)
     ops, reason = made or _cpu(device, options, quantized, files, background)
-    _log.info("device %r: ops %s (%s)", device, ops.name, reason)
+    log.info("device %r: ops %s (%s)", device, ops.name, reason)
     return ops, reason
 
 
@@ -254,7 +253,7 @@ def _gpu_if_usable(options: DeviceOptions, quantized: bool) -> tuple[Ops, str] |
         check_device("cuda", options)
         return _gpu("cuda", options, quantized), "a usable GPU was found"
     except (DeviceError, MissingDependencyError) as error:
-        _log.info("device 'auto': no GPU is used: %s", error)
+        log.info("device 'auto': no GPU is used: %s", error)
         return None
 
 
