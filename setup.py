@@ -33,8 +33,8 @@ COMMON_FLAGS = [
     "-Wextra",
 ]
 COMMON = [
-    *("native", "native_program", "operators", "program", "weight_memory", "pool", "team"),
-    *("dispatch", "cpu_features", "path_portable"),
+    *("native", "native_program", "native_background", "operators", "program", "background"),
+    *("weight_memory", "pool", "team", "dispatch", "cpu_features", "path_portable"),
 ]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 # GCC 12 takes the deliberately undefined operands of its own AVX-512 headers for mistakes.

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from minibert.errors import ConfigError, InputError
-from minibert.weights.calibrate import METHODS
 from minibert.weights.masks import PATTERNS, check_fraction
 from minibert.weights.sparse_stored import Sparsity
 
@@ -41,6 +40,8 @@ def read_quantization(values: Mapping[str, Any], source: str) -> Mapping[str, An
         if "dynamic_layers" in found:
             raise ConfigError(f"{source}: dynamic_layers must come with static, which is missing")
         return found
+    from minibert.weights.calibrate import METHODS  # not at every start of a process
+
     if static not in METHODS or found["weight_bits"] != 8:
         raise ConfigError(
             f"{source}: static must be one of {', '.join(METHODS)}, with weight_bits 8, got "

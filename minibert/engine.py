@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from minibert import log
 from minibert.arguments import (
     as_texts,
     check_conversion,
@@ -27,7 +27,8 @@ from minibert.assembly import Parts, Wishes, assemble
 from minibert.collect import as_items, as_tokens, collect, finished
 from minibert.errors import EngineClosedError
 from minibert.hub import find_model
-from minibert.loading import load_model, parse_memory
+from minibert.kernels.cpu.background import start_background
+from minibert.loading import open_model, parse_memory
 from minibert.ops.select import DeviceOptions, check_devices, check_float_layers
 from minibert.pooling import output_dimension
 from minibert.precision import Precision
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
 OutputValue = Literal["sentence_embedding", "token_embeddings"]
 
-_log = logging.getLogger("minibert")
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 
 
@@ -156,6 +156,7 @@ class Engine:
             options=options,
             max_batch_tokens=max_batch_tokens,
             memory_limit=parse_memory(memory_limit),
+            max_length=max_length,
             truncation=truncation,
             truncation_side=truncation_side,
             prompts=prompts or {},
@@ -171,13 +172,14 @@ class Engine:
             cache_folder=cache_folder,
             local_files_only=local_files_only,
         )
-        loaded = load_model(
-            folder,
-            max_length=max_length,
-            ignore_config_keys=ignore_config_keys,
-            layer_by_layer=True,
-        )
-        return cls(assemble(loaded, wishes))
+        with start_background() as background:
+            opened = open_model(
+                folder,
+                ignore_config_keys=ignore_config_keys,
+                layer_by_layer=True,
+                background=background,
+            )
+            return cls(assemble(opened, wishes, background))
 
     @property
     def dimension(self) -> int:
@@ -289,7 +291,7 @@ class Engine:
             truncation_side=truncation_side,
         )
         if show_progress_bar is None:
-            show_progress_bar = _log.getEffectiveLevel() in (logging.INFO, logging.DEBUG)
+            show_progress_bar = log.is_verbose()
         rows, states = collect(
             self._runner,
             tokenized,

@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from minibert.config import EncoderConfig
 from minibert.errors import ConfigError, InputError
@@ -18,6 +19,26 @@ from minibert.sentence_config import (
 )
 from minibert.tokenizer import Tokenizer
 from minibert.weights.checkpoint import EncoderWeights, load_encoder
+
+if TYPE_CHECKING:
+    from minibert.kernels.cpu.background import Background
+
+
+class OpenedModel(NamedTuple):
+    """What a folder says, read and checked, but for its tokenizer, which takes longest.
+
+    Attributes:
+        encoder_folder: where config.json, the weights and the tokenizer are.
+        pooling_origin: where the steps came from.
+    """
+
+    folder: Path
+    encoder_folder: Path
+    config: EncoderConfig
+    weights: EncoderWeights
+    sentence: SentenceConfig
+    steps: tuple[Step, ...]
+    pooling_origin: str
 
 
 @dataclass(slots=True)
@@ -57,6 +78,30 @@ def load_model(
         CheckpointError: some file is missing, damaged or asks for what is not supported.
         InputError: max_length is out of range.
     """
+    opened = open_model(
+        folder, ignore_config_keys=ignore_config_keys, layer_by_layer=layer_by_layer
+    )
+    return add_tokenizer(opened, max_length)
+
+
+def open_model(
+    folder: Path,
+    *,
+    ignore_config_keys: Collection[str] = (),
+    layer_by_layer: bool = False,
+    background: Background | None = None,
+) -> OpenedModel:
+    """Read everything but the tokenizer.
+
+    Args:
+        folder: the model.
+        ignore_config_keys: as in `load_model`.
+        layer_by_layer: as in `load_encoder`.
+        background: as in `load_encoder`.
+
+    Raises:
+        CheckpointError: as in `load_model`.
+    """
     modules = read_modules(folder)
     where = modules.encoder_folder
     config_path = where / "config.json"
@@ -65,11 +110,22 @@ def load_model(
     config = EncoderConfig.from_file(config_path, ignore_keys=ignore_config_keys)
     sentence = read_sentence_config(folder, where)
     steps = read_steps(modules, config.hidden_size)
+    weights = load_encoder(where, config, layer_by_layer=layer_by_layer, background=background)
+    return OpenedModel(folder, where, config, weights, sentence, steps, modules.origin)
+
+
+def add_tokenizer(opened: OpenedModel, max_length: int | None = None) -> LoadedModel:
+    """Read the tokenizer, and settle how long a text may be.
+
+    Raises:
+        CheckpointError: as in `load_model`.
+        InputError: as in `load_model`.
+    """
+    folder, where, config, weights, sentence, steps, pooling_origin = opened
     tokenizer = Tokenizer.from_folder(where, do_lower_case=sentence.do_lower_case)
     limit, limit_origin = _max_length(folder, config, sentence, tokenizer, max_length)
-    weights = load_encoder(where, config, layer_by_layer=layer_by_layer)
     origins = {
-        "pooling": modules.origin,
+        "pooling": pooling_origin,
         "max_length": limit_origin,
         "tokenizer": tokenizer.source,
     }

@@ -70,8 +70,16 @@ def prepare(ops: Ops, weights: EncoderWeights, config: EncoderConfig) -> Encoder
     def table(weight: Any) -> Any:
         return None if weight is None else ops.prepare_embedding(weight)
 
-    def layer(i: int, source: LayerWeights) -> LayerParameters:
-        source = widen_heads(source, head_dim)
+    def read(i: int) -> LayerWeights:
+        source, background = weights.layer(i), weights.background
+        # An Ops that lays out weights in the same background sees the values in time.
+        follows = getattr(ops, "background", None) is background
+        if background is not None and not (follows and head_dim == config.head_dim):
+            background.wait()
+        return widen_heads(source, head_dim)
+
+    def layer(i: int) -> LayerParameters:
+        source = read(i)
         return LayerParameters(
             num_heads=source.num_heads,
             intermediate_size=source.intermediate.weight.shape[0],
@@ -88,7 +96,7 @@ def prepare(ops: Ops, weights: EncoderWeights, config: EncoderConfig) -> Encoder
         tables=(table(weights.word), table(weights.position), table(weights.token_type)),
         embedding_norm=norm(weights.embedding_norm),
         projection=linear("projection", weights.projection) if weights.projection else None,
-        layers=tuple(layer(i, weights.layer(i)) for i in range(len(weights.layers))),
+        layers=tuple(layer(i) for i in range(len(weights.layers))),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 import warnings
@@ -11,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from minibert import log
 from minibert.arguments import is_integer
 from minibert.errors import InputError, TruncationError, TruncationWarning
 from minibert.loading import LoadedModel
@@ -18,8 +18,6 @@ from minibert.pooling import skipped_tokens
 from minibert.tokenizer import TokenizedTexts, TruncationSide
 
 Truncation = Literal["warn", "error", "silent"]
-
-_log = logging.getLogger("minibert")
 
 
 class Preparation:
@@ -54,7 +52,7 @@ class Preparation:
             if not isinstance(prompt, str):
                 raise InputError(f"prompt must be a str, got {type(prompt).__name__}")
             if prompt_name is not None:
-                _log.warning("prompt and prompt_name were both given: prompt_name is not used")
+                log.warning("prompt and prompt_name were both given: prompt_name is not used")
             return prompt
         name = prompt_name if prompt_name is not None else self.default_prompt_name
         if name is None:

@@ -22,7 +22,7 @@ from minibert.batch import Batch, IntArray, pack
 from minibert.budget import Budget, make_budget
 from minibert.config import EncoderConfig
 from minibert.errors import DeviceMemoryError, EngineClosedError, InputError, MemoryLimitError
-from minibert.loading import LoadedModel
+from minibert.loading import LoadedModel, OpenedModel
 from minibert.ops.interface import Ops
 from minibert.ops.select import close_all
 from minibert.plan import plan_batches
@@ -322,17 +322,23 @@ def token_types(
     return found
 
 
+def prepare_model(ops: Ops, opened: OpenedModel) -> DeviceModel:
+    """Hand a model's weights to a device."""
+    parameters = model.prepare(ops, opened.weights, opened.config)
+    return DeviceModel(ops, parameters, prepare_steps(ops, opened.steps))
+
+
 def make_runner(
-    devices: Sequence[Ops],
+    models: Sequence[DeviceModel],
     loaded: LoadedModel,
     *,
     max_batch_tokens: int | None,
     memory_limit: int | None,
 ) -> Runner:
-    """Hand a model's weights to one device or several and choose the limits of its batches.
+    """Choose the limits of the batches of a model on one device or several.
 
     Args:
-        devices: at least one, all of one kind; the caller closes them where this fails.
+        models: at least one, on devices of one kind; the caller closes them where this fails.
         loaded: from `load_model`.
         max_batch_tokens: None for the device's choice.
         memory_limit: bytes of all running batches of a device together, None for no limit.
@@ -341,12 +347,6 @@ def make_runner(
         MemoryLimitError: not even one token fits.
     """
     config = loaded.config
-    models = [
-        DeviceModel(
-            ops, model.prepare(ops, loaded.weights, config), prepare_steps(ops, loaded.steps)
-        )
-        for ops in devices
-    ]
     ops, parameters = models[0].ops, models[0].parameters
 
     def scratch_bytes(num_tokens: int, max_seqlen: int, num_seqs: int) -> int:

@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import tokenizers
 from numpy.typing import NDArray
 
 from minibert.config import read_json
 from minibert.errors import ConfigError, InputError, TokenizerError
+
+if TYPE_CHECKING:
+    import tokenizers
 
 TruncationSide = Literal["right", "left"]
 Text = str | tuple[str, str]
@@ -275,6 +277,8 @@ def _check_config(path: Path, config: dict[str, Any]) -> None:
 
 
 def _load_backend(folder: Path, config: dict[str, Any]) -> tuple[tokenizers.Tokenizer, str]:
+    import tokenizers  # while weights are laid out in the background
+
     file = folder / "tokenizer.json"
     if file.is_file():
         try:
@@ -312,6 +316,7 @@ def _from_vocab(vocab: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
             raise TokenizerError(f"{vocab} must hold the {key} {token!r}, it does not")
         return token
 
+    import tokenizers
     from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
     unknown = name("unk_token", "[UNK]")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import minibert
 from minibert import errors
@@ -47,3 +48,12 @@ def test_the_engine_brings_no_framework_and_no_network_client() -> None:
         *("huggingface_hub", "httpx", "requests", "click", "tqdm", "pyarrow", "asyncio"),
     }
     assert not unwanted & loaded_after("from minibert import Engine")
+
+
+def test_a_first_vector_needs_none_of_these(tiny: Any) -> None:
+    unwanted = {"logging", "concurrent", "inspect", "email", "tqdm", "click"}
+    numpys_own = loaded_after("import numpy, tokenizers, safetensors")
+    encode = (
+        f"from minibert import Engine; Engine.from_pretrained({str(tiny('bert'))!r}).encode('a')"
+    )
+    assert not (unwanted - numpys_own) & loaded_after(encode)

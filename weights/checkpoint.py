@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,10 @@ from minibert.weights.tensors import (
     to_float32,
 )
 
+if TYPE_CHECKING:
+    from minibert.kernels.cpu.background import Background
+
+_PART_BYTES = 4 << 20  # of a tensor that is checked, and let go of, part by part
 _FUSED = ("query", "key", "value")  # of a layer: one input, one matrix
 
 __all__ = [
@@ -55,7 +59,11 @@ __all__ = [
 
 
 def load_encoder(
-    folder: Path, config: EncoderConfig, *, layer_by_layer: bool = False
+    folder: Path,
+    config: EncoderConfig,
+    *,
+    layer_by_layer: bool = False,
+    background: Background | None = None,
 ) -> EncoderWeights:
     """Read the encoder of a checkpoint folder.
 
@@ -65,6 +73,9 @@ def load_encoder(
         layer_by_layer: give the layers' shapes only; `EncoderWeights.layer` reads a layer's values
             when a device lays them out, so that no more than one layer is held as float32, and
             each page of the files is read once.
+        background: looks whether all values are finite, which its `wait` tells; where they are not,
+            a call without it says which. It also joins matrices: a layer's values are there for
+            what it is told later, and for others after `wait`. None does all that at once.
 
     Raises:
         WeightsError: a tensor is missing, misshapen, of an unsupported dtype, not finite, or
@@ -72,7 +83,9 @@ def load_encoder(
             files.
     """
     tensors, masks = expand_all(open_tensors(folder), config.sparsity)
-    return _Reader(tensors, masks, NAME_TABLES[config.model_type], config).read(layer_by_layer)
+    return _Reader(tensors, masks, NAME_TABLES[config.model_type], config, background).read(
+        layer_by_layer
+    )
 
 
 class _Reader:
@@ -84,11 +97,13 @@ class _Reader:
         masks: dict[str, Mask],
         table: NameTable,
         config: EncoderConfig,
+        background: Background | None,
     ) -> None:
         self.tensors = tensors
         self.masks = masks
         self.table = table
         self.config = config
+        self.background = background
         self.where = tensors.files[0].parent  # for messages
         self.taken: set[str] = set()
         self.dtypes: set[str] = set()
@@ -124,7 +139,9 @@ class _Reader:
             unused=self.leftover(),
             dtypes=tuple(sorted(self.dtypes)),
             files=self.tensors.files,
-            source=LayerSource(self.layer, self.mapped) if layer_by_layer else None,
+            source=LayerSource(self.layer, self.mapped, self.background)
+            if layer_by_layer
+            else None,
         )
         self.layer_by_layer = layer_by_layer
         return weights
@@ -188,7 +205,7 @@ class _Reader:
             )
         return LayerWeights(
             num_heads=num_heads,
-            qkv=_fuse(parts),
+            qkv=_fuse(parts, self.background),
             attention_output=linear("attention_output", config.hidden_size, inner),
             attention_norm=self.norm(names["attention_norm"], config.hidden_size),
             intermediate=linear("intermediate", intermediate_size, config.hidden_size),
@@ -287,8 +304,14 @@ class _Reader:
         if not self.with_values:
             return _shape_of(shape)
         values = to_float32(entry)
-        require_finite(f"{entry.file}: {full}", values)
-        self.done_with(entry.data)
+        if self.background is None:
+            require_finite(f"{entry.file}: {full}", values)
+            self.done_with(entry.data)
+            return values
+        rows = max(1, _PART_BYTES * len(values) // max(1, values.nbytes))
+        for first in range(0, len(values), rows):
+            self.background.check_finite(values[first : first + rows])
+            self.done_with(entry.data[first : first + rows])
         return values
 
     def done_with(self, array: NDArray[Any]) -> None:
@@ -296,7 +319,7 @@ class _Reader:
         if self.layer_by_layer:
             self.mapped.append(array)
         else:
-            release(array)
+            release(array, self.background)
 
     def leftover(self) -> tuple[str, ...]:
         """Names not taken; refuses those that are not known to be unused."""
@@ -339,8 +362,8 @@ def _shape_of(shape: tuple[int, ...]) -> Float32:
     return np.broadcast_to(np.zeros((), np.float32), shape)
 
 
-def _fuse(parts: list[LinearWeights]) -> LinearWeights:
-    weight = _joined([part.weight for part in parts])
+def _fuse(parts: list[LinearWeights], background: Background | None) -> LinearWeights:
+    weight = _joined([part.weight for part in parts], background)
     biases = [part.bias for part in parts if part.bias is not None]
     quantized = {part.quantized for part in parts}
     return LinearWeights(
@@ -351,7 +374,7 @@ def _fuse(parts: list[LinearWeights]) -> LinearWeights:
     )
 
 
-def _joined(parts: list[Float32]) -> Float32:
+def _joined(parts: list[Float32], background: Background | None = None) -> Float32:
     if all(part.strides[-1] == 0 for part in parts):  # shapes without values
         return _shape_of((sum(map(len, parts)), *parts[0].shape[1:]))
-    return np.concatenate(parts)
+    return np.concatenate(parts) if background is None else background.concatenate(parts)

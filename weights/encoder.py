@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minibert.weights.tensors import release
+
+if TYPE_CHECKING:
+    from minibert.kernels.cpu.background import Background
 
 Float32 = NDArray[np.float32]
 
@@ -54,15 +57,22 @@ class LayerWeights:
 class LayerSource:
     """Reads the layers of a checkpoint one by one, and lets go of the files' pages behind it."""
 
-    def __init__(self, read: Callable[[int], LayerWeights], mapped: list[NDArray[Any]]) -> None:
+    def __init__(
+        self,
+        read: Callable[[int], LayerWeights],
+        mapped: list[NDArray[Any]],
+        background: Background | None = None,
+    ) -> None:
         """Hold a reader that has already checked all names, shapes and dtypes.
 
         Args:
             read: a layer's values.
             mapped: where `read` notes the tensors whose pages it touched.
+            background: checks and joins what `read` gives.
         """
         self._read = read
         self._mapped = mapped
+        self.background = background
 
     def layer(self, i: int) -> LayerWeights:
         """See `EncoderWeights.layer`."""
@@ -72,7 +82,7 @@ class LayerSource:
     def let_go(self) -> None:
         """Release what the last layer read."""
         for array in self._mapped:
-            release(array)
+            release(array, self.background)
         self._mapped.clear()
 
 
@@ -106,10 +116,23 @@ class EncoderWeights:
     def layer(self, i: int) -> LayerWeights:
         """A layer with its values; its pages of the files go when the next layer is read.
 
+        With a `background`, values are there for what it is told later, and for others after its
+        `wait`, which tells whether they are finite.
+
         Raises:
-            WeightsError: values that are not finite.
+            WeightsError: without a background, values that are not finite.
         """
         return self.layers[i] if self.source is None else self.source.layer(i)
+
+    @property
+    def background(self) -> Background | None:
+        """What checks and joins the values of layers, None where that is done at once."""
+        return None if self.source is None else self.source.background
+
+    def let_go(self) -> None:
+        """Release what `layer` read last, when devices have laid all layers out."""
+        if self.source is not None:
+            self.source.let_go()
 
     @property
     def num_parameters(self) -> int:
@@ -121,8 +144,7 @@ class EncoderWeights:
 
         Pages of mapped files are let go, too; values that a device did not copy stay with it.
         """
-        if self.source is not None:
-            self.source.let_go()
+        self.let_go()
         for array in _arrays(self):
             release(array)
         shapes: EncoderWeights = _without_values(replace(self, source=None))

@@ -14,13 +14,16 @@ import os
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from minibert.errors import WeightsError
+
+if TYPE_CHECKING:
+    from minibert.kernels.cpu.background import Background
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -103,12 +106,16 @@ def to_float32(entry: TensorEntry) -> NDArray[np.float32]:
     return entry.data.astype(np.float32, copy=False)
 
 
-def release(array: NDArray[Any]) -> None:
+def release(array: NDArray[Any], background: Background | None = None) -> None:
     """Let go of the memory pages of a mapped array; they are read again when they are used again.
 
     Checking a checkpoint touches all of it, computing only what was not packed and the rows of
     the embedding tables that texts ask for. Does nothing to an array that is not mapped, or where
     the system has no madvise.
+
+    Args:
+        array: all of a tensor, or rows of it.
+        background: does it after what it was told before, when given.
     """
     owner: Any = array
     while owner is not None and not isinstance(owner, np.memmap):
@@ -119,7 +126,11 @@ def release(array: NDArray[Any]) -> None:
     begin = array.ctypes.data - np.frombuffer(mapping, np.uint8).ctypes.data
     first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
     last = (begin + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if last > first:
+    if last <= first:
+        return
+    if background is not None:
+        background.release(array, array.ctypes.data + first - begin, last - first)
+    else:
         mapping.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 

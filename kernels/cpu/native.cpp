@@ -1,5 +1,6 @@
 // native.cpp: the Python module minibert.kernels.cpu._native, in the limited API of CPython 3.10:
-// operators one by one. Whole forward passes are in native_program.cpp.
+// operators one by one. Whole forward passes are in native_program.cpp, work at load beside the
+// caller's in native_background.cpp.
 //
 // Arrays come as addresses (int) and sizes: their owner, minibert/ops/cpu.py, has checked them. The
 // buffer protocol joined the limited API only with 3.11. Streams and packed weights are capsules,
@@ -89,14 +90,16 @@ void free_linear(PyObject* capsule) {
   delete static_cast<PackedLinear*>(PyCapsule_GetPointer(capsule, kLinearName));
 }
 
-// pack_linear(path, format, weight, out_features, in_features, bias or 0) -> capsule
+// pack_linear(path, format, weight, out_features, in_features, bias or 0, background or None) ->
+// capsule; with a background it may not be used before background_wait
 PyObject* py_pack_linear(PyObject*, PyObject* const* values, Py_ssize_t count) {
-  Arguments a(values, count, 6);
+  Arguments a(values, count, 7);
   const int64_t path = a.integer();
   PyObject* format_object = a.object();
   const auto* weight = a.address<const float>();
   const int64_t out_features = a.integer(), in_features = a.integer();
   const auto* bias = a.address<const float>();
+  Background* background = a.ok() && values[6] != Py_None ? background_of(a) : nullptr;
   const Kernels* kernels = a.ok() ? kernels_at(path) : nullptr;
   if (kernels == nullptr) return nullptr;
   Py_ssize_t size = 0;
@@ -104,7 +107,8 @@ PyObject* py_pack_linear(PyObject*, PyObject* const* values, Py_ssize_t count) {
   if (format == nullptr) return nullptr;
   PackedLinear* packed = nullptr;
   if (!without_gil([&] {
-        packed = new PackedLinear(kernels, format, weight, out_features, in_features, bias);
+        packed = new PackedLinear(kernels, format, weight, out_features, in_features, bias,
+                                  nullptr, background);
       })) {
     return nullptr;
   }
@@ -293,7 +297,7 @@ const PyMethodDef own_methods[] = {
     {nullptr, nullptr, 0, nullptr},
 };
 
-// The module's table, from both files; filled when the module is imported.
+// The module's table, from all files; filled when the module is imported.
 std::vector<PyMethodDef> methods;
 
 PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", "CPU kernels of minibert.", 0, nullptr,
@@ -303,10 +307,9 @@ PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", "CPU kernels of minibert
 
 PyMODINIT_FUNC PyInit__native() {
   if (methods.empty()) {
-    for (const PyMethodDef* method = own_methods; method->ml_name; ++method)
-      methods.push_back(*method);
-    for (const PyMethodDef* method = program_methods; method->ml_name; ++method)
-      methods.push_back(*method);
+    for (const PyMethodDef* table : {own_methods, program_methods, background_methods})
+      for (const PyMethodDef* method = table; method->ml_name; ++method)
+        methods.push_back(*method);
     methods.push_back({nullptr, nullptr, 0, nullptr});
     module.m_methods = methods.data();
   }

@@ -17,11 +17,17 @@ namespace minibert {
 constexpr char kStreamName[] = "minibert.stream";
 constexpr char kLinearName[] = "minibert.linear";
 constexpr char kProgramName[] = "minibert.program";
+constexpr char kBackgroundName[] = "minibert.background";
 
 struct OwnedStream {
   OwnedStream(const Kernels* kernels, int threads) : stream(kernels, threads), pid(getpid()) {}
   Stream stream;
   pid_t pid;
+};
+
+struct OwnedBackground {
+  Background background;
+  pid_t pid = getpid();
 };
 
 // Reads positional arguments one after the other; after a first error the rest are zeros.
@@ -96,6 +102,11 @@ inline Stream* stream_of(Arguments& arguments) {
   return owned == nullptr ? nullptr : &owned->stream;
 }
 
+inline Background* background_of(Arguments& arguments) {
+  auto* owned = arguments.capsule<OwnedBackground>(kBackgroundName);
+  return owned == nullptr ? nullptr : &owned->background;
+}
+
 inline Norm norm_of(Arguments& a) {
   Norm norm;
   norm.weight = a.address<const float>();
@@ -112,6 +123,8 @@ inline PyMethodDef fast(const char* name, FastFunction function) {
           METH_FASTCALL, nullptr};
 }
 
-extern const PyMethodDef program_methods[];  // ends with an empty entry
+// Each ends with an empty entry.
+extern const PyMethodDef program_methods[];
+extern const PyMethodDef background_methods[];
 
 }  // namespace minibert

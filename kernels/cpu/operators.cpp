@@ -73,7 +73,7 @@ size_t Stream::bytes() const {
 
 PackedLinear::PackedLinear(const Kernels* kernels, const char* format, const float* weight,
                            int64_t out_features, int64_t in_features, const float* bias_values,
-                           void* laid_out) {
+                           void* laid_out, Background* background) {
   const LinearKernel* kernel = find_kernel(kernels, format);
   if (kernel->max_in_features > 0 && in_features > kernel->max_in_features) {
     throw std::invalid_argument("in_features must be at most " +
@@ -88,7 +88,14 @@ PackedLinear::PackedLinear(const Kernels* kernels, const char* format, const flo
     packed = WeightMemory(kernel->kept_bytes != nullptr
                               ? kernel->kept_bytes(weight, out_features, in_features)
                               : kernel->weight_bytes(out_features, in_features));
-    kernel->pack(packed.data(), weight, out_features, in_features);
+    const auto pack = [kernel, memory = packed, weight, out_features, in_features] {
+      kernel->pack(memory.data(), weight, out_features, in_features);
+    };
+    if (background != nullptr) {
+      background->add(pack);
+    } else {
+      pack();
+    }
     laid_out = packed.data();
   }
   linear = {kernel, out_features, in_features, laid_out, bias_padded, {0.0f, 0.0f}};

@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "background.h"
 #include "kernels.h"
 #include "team.h"
 #include "weight_memory.h"
@@ -42,10 +43,11 @@ struct Stream {
 // path does not have or a layer too deep for exact integer sums.
 struct PackedLinear {
   // `weight` null: `laid_out` is what another PackedLinear of these arguments had in
-  // linear.packed, 64-byte aligned, and the caller keeps it.
+  // linear.packed, 64-byte aligned, and the caller keeps it. `background` lays out `weight` after
+  // the constructor has returned, and may do so when this object has gone.
   PackedLinear(const Kernels* kernels, const char* format, const float* weight,
                int64_t out_features, int64_t in_features, const float* bias,
-               void* laid_out = nullptr);
+               void* laid_out = nullptr, Background* background = nullptr);
   Linear linear;
   size_t bytes() const { return packed.bytes() + bias.bytes(); }
   WeightMemory packed;

@@ -36,6 +36,7 @@ from minibert.ops.cpu_stream import CpuArray, StreamPool, StreamState
 from minibert.ops.interface import Activation, ForwardShape, PoolMode
 
 if TYPE_CHECKING:
+    from minibert.kernels.cpu.background import Background
     from minibert.ops.packed_file import PackedFile
 
 __all__ = ["CpuArray", "CpuOps", "available", "is_built"]
@@ -62,6 +63,7 @@ class CpuOps:
         threads: int | None = None,
         isa: str | None = None,
         packed: Callable[[str], PackedFile] | None = None,
+        background: Background | None = None,
     ) -> None:
         """Choose number format, threads and instruction-set path.
 
@@ -74,6 +76,8 @@ class CpuOps:
             threads: cores to use; all usable ones when None.
             isa: an instruction-set path; `MINIBERT_CPU_ISA`, or the fastest, when None.
             packed: from a path's name to the file that holds, or will hold, packed weights.
+            background: lays out weights, which are usable once it was waited for; None does it at
+                once, and so does one that was closed.
 
         Raises:
             DeviceError: the kernels are not there, or an argument names nothing supported.
@@ -98,6 +102,7 @@ class CpuOps:
         self._state: StreamState | None = None
         self._programs: dict[Hashable, Program] = {}
         self.packed = packed(self.path.name) if packed else None
+        self.background = background
 
     # ---- streams -------------------------------------------------------------------------------
     @contextmanager
@@ -155,16 +160,20 @@ class CpuOps:
             chosen = _BLOCK_FORMAT
         shape = (out_features, in_features)
         found = self.packed.find(name, chosen, shape) if self.packed else None
-        lay_out = self._native.pack_linear if found is None else self._native.adopt_linear
+        source = values.ctypes.data if found is None else found
+        bias_at = 0 if offsets is None else offsets.ctypes.data
+        layer = (self.path.index, chosen, source, out_features, in_features, bias_at)
+        background = self.background
         try:
-            handle = lay_out(
-                self.path.index,
-                chosen,
-                values.ctypes.data if found is None else found,
-                out_features,
-                in_features,
-                0 if offsets is None else offsets.ctypes.data,
-            )
+            if found is not None:
+                handle = self._native.adopt_linear(*layer)
+            elif background is None:
+                handle = self._native.pack_linear(*layer, None)
+            else:
+                background.keep(values)
+                if chosen == _BLOCK_FORMAT:  # its size depends on the values
+                    background.wait()
+                handle = self._native.pack_linear(*layer, background.handle)
         except ValueError as error:
             raise DeviceError(f"{name}: {error}") from error
         if input_range is not None and chosen == "int8":

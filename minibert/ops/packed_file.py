@@ -15,7 +15,6 @@ import contextlib
 import ctypes
 import hashlib
 import json
-import logging
 import mmap
 import os
 import struct
@@ -27,11 +26,11 @@ from typing import Any
 
 import numpy as np
 
+from minibert import log
 from minibert.kernels.cpu.loader import native
 
 _MAGIC = b"MBPACK01"
 _ALIGNMENT = 64
-_log = logging.getLogger("minibert")
 
 
 @dataclass
@@ -100,7 +99,7 @@ class PackedFile:
                         os.unlink(file.name)
                     raise
         except OSError as error:
-            _log.warning("packed weights were not kept: %s", error)
+            log.warning("packed weights were not kept: %s", error)
 
 
 def open_packed(
@@ -130,7 +129,7 @@ def open_packed(
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-        _log.warning("packed weights in %s are not used: %s", packed.path, error)
+        log.warning("packed weights in %s are not used: %s", packed.path, error)
     return packed
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack
@@ -11,17 +10,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from minibert import log
 from minibert.errors import DeviceError, DeviceOptionError, MissingDependencyError
 from minibert.ops.interface import Ops
 
 if TYPE_CHECKING:
+    from minibert.kernels.cpu.background import Background
     from minibert.ops.reference import ReferenceOps
 
 DEVICES = ("auto", "cpu", "numpy", "cuda", "cuda:<number>", "emulator", "emulator:<capability>")
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 
 _DEVICE = re.compile(r"auto|cpu|numpy|(cuda|emulator)(:\d+)?")
-_log = logging.getLogger("minibert")
 
 
 class DeviceOptions(NamedTuple):
@@ -55,6 +55,7 @@ def make_ops(
     *,
     quantized: bool = False,
     files: Sequence[Path] = (),
+    background: Background | None = None,
 ) -> tuple[Ops, str]:
     """Make the Ops of a device.
 
@@ -65,6 +66,7 @@ def make_ops(
         options: how it computes.
         quantized: whether the checkpoint holds int8 weights.
         files: of the checkpoint, which packed weights belong to.
+        background: where the CPU kernels lay out weights; they do it at once when None.
 
     Returns:
         The Ops, and a sentence that says why it was chosen.
@@ -79,8 +81,8 @@ def make_ops(
         made = _gpu(device, options, quantized), "asked for"
     elif device == "auto":
         made = _gpu_if_usable(options, quantized)
-    ops, reason = made or _cpu(device, options, quantized, files)
-    _log.info("device %r: ops %s (%s)", device, ops.name, reason)
+    ops, reason = made or _cpu(device, options, quantized, files, background)
+    log.info("device %r: ops %s (%s)", device, ops.name, reason)
     return ops, reason
 
 
@@ -91,6 +93,7 @@ def make_devices(
     *,
     quantized: bool = False,
     files: Sequence[Path] = (),
+    background: Background | None = None,
 ) -> tuple[list[Ops], str]:
     """Make the Ops of several devices, or of the one that `device` names.
 
@@ -100,6 +103,7 @@ def make_devices(
         options: how they compute.
         quantized: as in `make_ops`.
         files: as in `make_ops`.
+        background: as in `make_ops`.
 
     Returns:
         The Ops, at least one, and a sentence that says why they were chosen.
@@ -110,7 +114,9 @@ def make_devices(
     """
     check_devices(device, devices, options)
     if devices is None:
-        ops, reason = make_ops(device, options, quantized=quantized, files=files)
+        ops, reason = make_ops(
+            device, options, quantized=quantized, files=files, background=background
+        )
         return [ops], reason
     made: list[Ops] = []
     try:
@@ -247,7 +253,7 @@ def _gpu_if_usable(options: DeviceOptions, quantized: bool) -> tuple[Ops, str] |
         check_device("cuda", options)
         return _gpu("cuda", options, quantized), "a usable GPU was found"
     except (DeviceError, MissingDependencyError) as error:
-        _log.info("device 'auto': no GPU is used: %s", error)
+        log.info("device 'auto': no GPU is used: %s", error)
         return None
 
 
@@ -263,7 +269,11 @@ def _gpu(device: str, options: DeviceOptions, quantized: bool) -> Ops:
 
 
 def _cpu(
-    device: str, options: DeviceOptions, quantized: bool, files: Sequence[Path]
+    device: str,
+    options: DeviceOptions,
+    quantized: bool,
+    files: Sequence[Path],
+    background: Background | None,
 ) -> tuple[Ops, str]:
     """The kernels where they were built; else NumPy, whose float32 meets every precision."""
     if device == "auto":
@@ -293,6 +303,7 @@ def _cpu(
             packed=packed,
             matmul_precision=options.matmul_precision,
             threads=options.threads,
+            background=background,
         )
         return ops, f"own kernels, {why}, {ops.num_streams} threads"
     if cpu.is_built():  # a name that is no path asked for something else than NumPy

@@ -15,7 +15,7 @@ from minibert.kernels import cpu
 
 SOURCE = Path(cpu.__file__).parent
 COMMON = (
-    *("operators", "weight_memory", "pool", "team", "dispatch", "cpu_features"),
+    *("operators", "background", "weight_memory", "pool", "team", "dispatch", "cpu_features"),
     "path_portable",
 )
 FLAGS = ("-std=c++17", "-ffp-contract=off", f"-I{SOURCE}", "-Wall", "-Wextra", "-Werror")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ def tiles(size: int, most: int) -> list[slice]:
     bounds = [0]
     for left in range(count, 0, -1):
         bounds.append(bounds[-1] + -(-(size - bounds[-1]) // left))
-    return [slice(*pair) for pair in zip(bounds, bounds[1:], strict=False)]
+    return [slice(*pair) for pair in itertools.pairwise(bounds)]
 
 
 def whole_steps(x: Any, steps: int, axis: int | None) -> Any:
@@ -33,7 +34,7 @@ def whole_steps(x: Any, steps: int, axis: int | None) -> Any:
 def expected(qkv: Any, cu_seqlens: Any, num_heads: int, head_dim: int, group: int) -> Any:
     out = np.zeros((len(qkv), num_heads, head_dim))
     parts = qkv.astype(np.float64).reshape(-1, 3, num_heads, head_dim)
-    for begin, end in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True):
+    for begin, end in itertools.pairwise(cu_seqlens):
         for head in range(num_heads):
             query, key, value = parts[begin:end, :, head].transpose(1, 0, 2)
             blocks = [slice(i, i + BLOCK) for i in range(0, end - begin, BLOCK)]
