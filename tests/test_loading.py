@@ -17,11 +17,10 @@ from minibert.errors import TokenizerError, WeightsError
 from minibert.kernels.cpu import background
 from minibert.kernels.cpu.loader import available
 from tests.checkpoints import edit_tensors
+from tests.threads import needs_tasks, new_threads, threads
 
 TEXTS = ["a cat sat on the mat", "bread stays soft in a paper bag", "ice"]
-TASKS = Path("/proc/self/task")
 needs_kernels = pytest.mark.skipif(not available()[0], reason="the extension is not built")
-needs_tasks = pytest.mark.skipif(not TASKS.is_dir(), reason="threads are counted in /proc")
 
 
 @pytest.fixture
@@ -109,26 +108,26 @@ def test_weights_that_are_not_finite_are_refused_in_the_same_order(
 def test_a_refusal_leaves_no_thread(tiny: Any, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny("bert"), tmp_path / "bad"))
     vectors(folder)
-    before = len(list(TASKS.iterdir()))
+    before = threads()
     good = (folder / "tokenizer.json").read_bytes()
     (folder / "tokenizer.json").write_bytes(good[:200])
     with pytest.raises(TokenizerError, match="must be a sound tokenizer file"):
         Engine.from_pretrained(folder)
-    assert len(list(TASKS.iterdir())) == before
+    assert not new_threads(before)
     (folder / "tokenizer.json").write_bytes(good)
     spoil(folder, "word_embeddings.weight")
     with pytest.raises(WeightsError, match="must be finite"):
         Engine.from_pretrained(folder)
-    assert len(list(TASKS.iterdir())) == before
+    assert not new_threads(before)
 
 
 @needs_tasks
 def test_a_loaded_engine_has_no_thread_yet(tiny: Any) -> None:
     folder = tiny("bert")
     vectors(folder)
-    before = len(list(TASKS.iterdir()))
+    before = threads()
     with Engine.from_pretrained(folder):
-        assert len(list(TASKS.iterdir())) == before
+        assert not new_threads(before)
 
 
 def test_the_tokenizer_is_refused_before_weights_that_are_not_finite(

@@ -1,6 +1,7 @@
 #include "weight_memory.h"
 
 #include <cstdlib>
+#include <cstring>
 #include <mutex>
 #include <new>
 
@@ -43,6 +44,8 @@ WeightMemory::WeightMemory(size_t bytes) : bytes_(round_up(bytes, kAlignment)) {
   }
   data_ = static_cast<char*>(block_.get()) + used;
   used += bytes_;
+  // Layers are written to files up to here; what stood in this memory before must not go along.
+  std::memset(static_cast<char*>(data_) + bytes, 0, bytes_ - bytes);
 }
 
 }  // namespace minibert
