@@ -6,28 +6,35 @@ for messages below a warning.
 
 from __future__ import annotations
 
+import functools
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from logging import Logger
 
 
 def info(message: str, *values: object) -> None:
     """Log at INFO."""
     if "logging" in sys.modules:
-        import logging
-
-        logging.getLogger("minibert").info(message, *values, stacklevel=2)
+        _logger().info(message, *values, stacklevel=2)
 
 
 def warning(message: str, *values: object) -> None:
     """Log at WARNING."""
-    import logging
-
-    logging.getLogger("minibert").warning(message, *values, stacklevel=2)
+    _logger().warning(message, *values, stacklevel=2)
 
 
 def is_verbose() -> bool:
     """Whether messages at INFO or DEBUG are wanted."""
-    if "logging" not in sys.modules:
-        return False
+    logging = sys.modules.get("logging")
+    return logging is not None and _logger().getEffectiveLevel() in (logging.INFO, logging.DEBUG)
+
+
+@functools.cache
+def _logger() -> Logger:
+    # Asked for once: each `getLogger` takes a lock of the whole process, which Ctrl-C can lose for
+    # good between its taking and its giving back; all other threads would then wait for ever.
     import logging
 
-    return logging.getLogger("minibert").getEffectiveLevel() in (logging.INFO, logging.DEBUG)
+    return logging.getLogger("minibert")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -129,10 +130,19 @@ def test_an_interrupted_engine_goes_on_and_closes(tiny: TinyModel) -> None:
         signal.signal(signal.SIGALRM, before)
     assert len(kept) > 100
     assert engine.encode(["the cat"]).tobytes() == expected
-    closing = threading.Thread(target=engine.close, daemon=True)
-    closing.start()
-    closing.join(60)
-    assert not closing.is_alive()
+    for step in (logging.getLogger, engine.close):  # no lock is lost, not even the process's own
+        other = threading.Thread(target=step, daemon=True)
+        other.start()
+        other.join(60)
+        assert not other.is_alive(), step
+
+
+def test_encoding_takes_no_lock_of_the_logging_module(tiny: TinyModel) -> None:
+    with Engine.from_pretrained(tiny("bert")) as engine:
+        engine.encode("the cat")
+        with ThreadPoolExecutor(1) as pool, logging._lock:  # type: ignore[attr-defined]
+            other = pool.submit(engine.encode, "the cat")
+            assert other.exception(20) is None
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
