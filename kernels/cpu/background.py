@@ -43,10 +43,10 @@ class Background:
     def concatenate(self, parts: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         """Arrays one below the other; the values are there for later work, or after `wait`."""
         joined = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), np.float32)
-        self.keep(joined)
+        parts = [np.ascontiguousarray(part) for part in parts]
+        self.keep(joined, *parts)
         first = 0
-        for part in map(np.ascontiguousarray, parts):
-            self.keep(part)
+        for part in parts:
             to = joined[first : first + len(part)]
             native().background_copy(self.handle, to.ctypes.data, part.ctypes.data, part.nbytes)
             first += len(part)
@@ -57,18 +57,27 @@ class Background:
         self.keep(mapped)
         native().background_release(self.handle, address, size)
 
-    def keep(self, array: NDArray[Any]) -> None:
-        """Keep an array until the work is done; waits where copies would take much memory."""
-        root = array
-        while isinstance(root.base, np.ndarray):
-            root = root.base
-        if self._closed or id(root) in self._kept:
+    def keep(self, *arrays: NDArray[Any]) -> None:
+        """Keep arrays until the work is done; waits before it where copies take much memory.
+
+        All arrays of one piece of work belong into one call: waiting lets go of those of earlier
+        ones.
+        """
+        if self._closed:
             return
-        if root.base is None:
-            if self._copied_bytes + root.nbytes > _MOST_COPIED_BYTES:
-                self.wait()
-            self._copied_bytes += root.nbytes
-        self._kept[id(root)] = root
+        roots = {id(root): root for root in map(_root, arrays)}
+        if self._copied(roots) and self._copied_bytes + self._copied(roots) > _MOST_COPIED_BYTES:
+            self.wait()
+        self._copied_bytes += self._copied(roots)
+        self._kept.update(roots)
+
+    def _copied(self, roots: dict[int, NDArray[Any]]) -> int:
+        """Bytes of those that are not kept yet, and are no mapped file's."""
+        return sum(
+            root.nbytes
+            for key, root in roots.items()
+            if key not in self._kept and root.base is None
+        )
 
     def wait(self) -> bool:
         """Until all work is done.
@@ -97,6 +106,13 @@ class Background:
     def _let_go(self) -> None:
         self._kept.clear()
         self._copied_bytes = 0
+
+
+def _root(array: NDArray[Any]) -> NDArray[Any]:
+    """The array whose memory it shows."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
 
 
 def start_background() -> AbstractContextManager[Background | None]:

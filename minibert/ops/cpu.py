@@ -170,9 +170,9 @@ class CpuOps:
             elif background is None:
                 handle = self._native.pack_linear(*layer, None)
             else:
-                background.keep(values)
                 if chosen == _BLOCK_FORMAT:  # its size depends on the values
                     background.wait()
+                background.keep(values)  # after the wait, which lets go of all
                 handle = self._native.pack_linear(*layer, background.handle)
         except ValueError as error:
             raise DeviceError(f"{name}: {error}") from error

@@ -75,6 +75,20 @@ def test_a_block_sparse_layer_takes_the_memory_that_its_values_need(block_isa: s
     assert laid_out(found) == laid_out(at_once)
 
 
+def test_a_block_sparse_layer_outlives_its_values(block_isa: str) -> None:
+    with Background() as background:
+        ops = CpuOps(isa=block_isa, background=background)
+        found = []
+        for i in range(6):
+            found.append(ops.prepare_linear(layer(i, 256, 512), None, name="a", sparsity="block"))
+            np.full((256, 512), np.nan, np.float32)  # in the place of its values, if they went
+        background.wait()
+    expected = CpuOps(isa=block_isa)
+    for i, linear in enumerate(found):
+        at_once = expected.prepare_linear(layer(i, 256, 512), None, name="a", sparsity="block")
+        assert laid_out(linear) == laid_out(at_once), i
+
+
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7, 64, 1000])
 def test_one_value_that_is_not_finite_is_found_anywhere(bad: float, size: int) -> None:
@@ -125,6 +139,15 @@ def test_copies_that_wait_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
             background.check_finite(layer(i))
             most = max(most, sum(array.nbytes for array in background._kept.values()))
     assert most == 3 * 4 * 70 * 50
+
+
+def test_arrays_of_one_piece_of_work_are_kept_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST_COPIED_BYTES", 3 * 4 * 70 * 50)
+    with Background() as background:
+        for i in range(20):
+            parts = [layer(3 * i + k) for k in range(3)]
+            joined = background.concatenate(parts)
+            assert {id(joined), *map(id, parts)} <= set(background._kept)
 
 
 def test_views_of_one_array_count_once() -> None:
