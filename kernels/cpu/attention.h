@@ -4,7 +4,7 @@
 // (num_tokens, num_heads * head_dim). Keys are taken in blocks of kBlockKeys counted from the
 // sequence's first token; a block's keys are transposed and its values copied into panels of
 // kPanelCols, so that both products use the inner loop of the linear layers. Queries go through in
-// groups whose scores stay in the first-level cache. Maximum and sum are carried from block to
+// groups whose scores stay in the first-level cache; kGroups of them share a block's packing. Maximum and sum are carried from block to
 // block, and what was summed is rescaled when the maximum grows (Milakov and Gimelshein, 2018,
 // arXiv 1805.02867; Dao et al., 2022, arXiv 2205.14135).
 // The order of every sum depends on the sequence alone: batch invariant.
@@ -22,15 +22,10 @@ using minibert::AttentionCall;
 
 constexpr int64_t kBlockKeys = 256;
 constexpr int64_t kBlockQueries = 2 * Vec::kTileRows;
+constexpr int64_t kGroups = 8;
 static_assert(kBlockKeys % kPanelCols == 0, "key panels must fill a block");
 
 inline int64_t padded_head_dim(int64_t head_dim) { return round_up(head_dim, kPanelCols); }
-
-size_t attention_scratch_bytes(int64_t head_dim) {
-  const int64_t wide = padded_head_dim(head_dim);
-  return sizeof(float) * (size_t)(kBlockKeys * head_dim + kBlockKeys * wide +
-                                  kBlockQueries * (kBlockKeys + wide));
-}
 
 // keys[k][c] for the panel's head_dim and keys; columns past the last key are zeros.
 inline void pack_keys(float* panel, const float* key, int64_t stride, int64_t keys,
@@ -68,6 +63,16 @@ inline void prefetch_head(const float* query, int64_t out_stride, int64_t head_d
 struct Softmax {
   float maximum;
   float sum;
+
+  // Adds a block's sum; `factor` makes maxima exponents of e. Returns the factor for what was summed
+  // before.
+  float add(float before, float factor, float block_sum) {
+    float earlier[Vec::kLanes] = {};
+    if (sum > 0.0f)
+      Vec::store(earlier, exponential(Vec::broadcast((before - maximum) * factor)));
+    sum = sum * earlier[0] + block_sum;
+    return earlier[0];
+  }
 };
 
 template <int kCount>
@@ -106,78 +111,120 @@ inline float exponentiate_row(float* scores, int64_t keys, float scale, Softmax&
   for (; j + kTogether * Vec::kLanes <= keys; j += kTogether * Vec::kLanes)
     exponentiate<kTogether>(scores + j, offset, factor, sum);
   for (; j < keys; j += Vec::kLanes) exponentiate<1>(scores + j, offset, factor, sum);
-  float correction[Vec::kLanes];
-  Vec::store(correction,
-             exponential(Vec::mul(Vec::sub(Vec::broadcast(before), offset), factor)));
-  state.sum = state.sum * correction[0] + Vec::reduce_add(sum);
-  return correction[0];
+  return state.add(before, scale, Vec::reduce_add(sum));
 }
 
-void attention_head(const AttentionCall& call, int64_t begin, int64_t end, int64_t head,
-                    void* memory) {
-  const int64_t head_dim = call.head_dim, wide = padded_head_dim(head_dim);
+// One head of one sequence. A format has scratch for a block of keys and a group of queries:
+//   pack(key, value, stride, keys)            a block
+//   score(query, stride, queries, keys)       a group with the block
+//   exponentiate(r, keys, softmax) -> float   of a query; the factor for what was summed before
+//   weigh(queries, keys)                      the block's values by that
+//   context(r, d) -> Vec::type                of a query
+template <typename Format>
+void attend(const AttentionCall& call, int64_t begin, int64_t end, int64_t head, Format format) {
+  const int64_t head_dim = call.head_dim;
   const int64_t out_stride = call.num_heads * head_dim, stride = 3 * out_stride;
-  float* keys_packed = (float*)memory;
-  float* values_packed = keys_packed + kBlockKeys * head_dim;
-  float* scores = values_packed + kBlockKeys * wide;
-  float* product = scores + kBlockQueries * kBlockKeys;
   const float* query = call.qkv + begin * stride + head * head_dim;
   const float* key = query + out_stride;
   const float* value = key + out_stride;
   float* context = call.context + begin * out_stride + head * head_dim;
   const int64_t seqlen = end - begin;
   const int64_t num_blocks = ceil_div(seqlen, kBlockKeys);
-  const Ahead nothing = {(const char*)memory, 0};  // all operands are near
 
-  for_each_tile(0, seqlen, kBlockQueries, [&](int64_t first, int64_t queries) {
-    Softmax state[kBlockQueries];
-    for (int64_t r = 0; r < queries; ++r) state[r] = {-__builtin_inff(), 0.0f};
+  for_each_tile(0, seqlen, kGroups * kBlockQueries, [&](int64_t shared_begin, int64_t sharing) {
+    Softmax states[kGroups * kBlockQueries];
+    for (int64_t r = 0; r < sharing; ++r) states[r] = {-__builtin_inff(), 0.0f};
     for (int64_t block = 0; block < num_blocks; ++block) {
       const int64_t key_begin = block * kBlockKeys;
       const int64_t keys = min_of(kBlockKeys, seqlen - key_begin);
-      // A short sequence's only block is packed once, for its first group of queries.
-      if (num_blocks > 1 || first == 0) {
-        for (int64_t j = 0; j < keys; j += kPanelCols)
-          pack_keys(keys_packed + j * head_dim, key + (key_begin + j) * stride, stride,
-                    min_of(kPanelCols, keys - j), head_dim);
-        for (int64_t d = 0; d < head_dim; d += kPanelCols)
-          pack_values(values_packed + d * keys, value + key_begin * stride + d, stride, keys,
-                      min_of(kPanelCols, head_dim - d));
-      }
-      for_each_tile(0, queries, Vec::kTileRows, [&](int64_t row, int64_t rows) {
-        const MultiplyTile multiply = multiply_for(rows);
-        float* tile_scores = scores + row * kBlockKeys;
-        for (int64_t j = 0; j < keys; j += kPanelCols)
-          multiply(tile_scores + j, kBlockKeys, query + (first + row) * stride, stride,
-                   keys_packed + j * head_dim, head_dim, nothing);
-      });
-      float correction[kBlockQueries];
-      for (int64_t r = 0; r < queries; ++r) {
-        if (block == 0 && head + 1 < call.num_heads)
-          prefetch_head(query + (first + r) * stride + head_dim, out_stride, head_dim);
-        correction[r] =
-            exponentiate_row(scores + r * kBlockKeys, keys, call.softmax_scale, state[r]);
-      }
-      for_each_tile(0, queries, Vec::kTileRows, [&](int64_t row, int64_t rows) {
-        const MultiplyTile multiply = multiply_for(rows);
-        for (int64_t d = 0; d < wide; d += kPanelCols)
-          multiply(product + row * wide + d, wide, scores + row * kBlockKeys, kBlockKeys,
-                   values_packed + d * keys, keys, nothing);
-      });
-      for (int64_t r = 0; r < queries; ++r) {
-        float* out = context + (first + r) * out_stride;
-        const Vec::type earlier = Vec::broadcast(correction[r]);
-        const bool last = block + 1 == num_blocks;
-        const Vec::type scale = Vec::broadcast(last ? 1.0f / state[r].sum : 1.0f);
-        for (int64_t d = 0; d < head_dim; d += Vec::kLanes) {
-          const int64_t n = min_of(Vec::kLanes, head_dim - d);
-          Vec::type x = Vec::load(product + r * wide + d);
-          if (block > 0) x = Vec::fma(load_up_to(out + d, n), earlier, x);
-          store_up_to(out + d, Vec::mul(x, scale), n);
+      const bool last = block + 1 == num_blocks;
+      // A short sequence's only block is packed once, for its first queries.
+      if (num_blocks > 1 || shared_begin == 0)
+        format.pack(key + key_begin * stride, value + key_begin * stride, stride, keys);
+      for_each_tile(shared_begin, shared_begin + sharing, kBlockQueries, [&](int64_t first,
+                                                                             int64_t queries) {
+        const float* first_query = query + first * stride;
+        Softmax* state = states + (first - shared_begin);
+        format.score(first_query, stride, queries, keys);
+        float correction[kBlockQueries];
+        for (int64_t r = 0; r < queries; ++r) {
+          if (block == 0 && head + 1 < call.num_heads)
+            prefetch_head(first_query + r * stride + head_dim, out_stride, head_dim);
+          correction[r] = format.exponentiate(r, keys, state[r]);
         }
-      }
+        format.weigh(queries, keys);
+        for (int64_t r = 0; r < queries; ++r) {
+          float* out = context + (first + r) * out_stride;
+          const Vec::type earlier = Vec::broadcast(correction[r]);
+          const Vec::type scale = Vec::broadcast(last ? 1.0f / state[r].sum : 1.0f);
+          for (int64_t d = 0; d < head_dim; d += Vec::kLanes) {
+            const int64_t n = min_of(Vec::kLanes, head_dim - d);
+            Vec::type x = format.context(r, d);
+            if (block > 0) x = Vec::fma(load_up_to(out + d, n), earlier, x);
+            store_up_to(out + d, Vec::mul(x, scale), n);
+          }
+        }
+      });
     }
   });
+}
+
+struct FloatAttention {
+  int64_t head_dim, wide;
+  float softmax_scale;
+  float* keys_packed;
+  float* values_packed;
+  float* scores;   // (kBlockQueries, kBlockKeys)
+  float* product;  // (kBlockQueries, wide)
+  size_t bytes;
+
+  FloatAttention(void* memory, int64_t dim, float scale)
+      : head_dim(dim), wide(padded_head_dim(dim)), softmax_scale(scale) {
+    keys_packed = (float*)memory;
+    values_packed = keys_packed + kBlockKeys * head_dim;
+    scores = values_packed + kBlockKeys * wide;
+    product = scores + kBlockQueries * kBlockKeys;
+    bytes = (size_t)((char*)(product + kBlockQueries * wide) - (char*)memory);
+  }
+  Ahead nothing() const { return {(const char*)keys_packed, 0}; }  // all operands are near
+
+  void pack(const float* key, const float* value, int64_t stride, int64_t keys) const {
+    for (int64_t j = 0; j < keys; j += kPanelCols)
+      pack_keys(keys_packed + j * head_dim, key + j * stride, stride, min_of(kPanelCols, keys - j),
+                head_dim);
+    for (int64_t d = 0; d < head_dim; d += kPanelCols)
+      pack_values(values_packed + d * keys, value + d, stride, keys,
+                  min_of(kPanelCols, head_dim - d));
+  }
+  void score(const float* query, int64_t stride, int64_t queries, int64_t keys) const {
+    for_each_tile(0, queries, Vec::kTileRows, [&](int64_t row, int64_t rows) {
+      const MultiplyTile multiply = multiply_for(rows);
+      for (int64_t j = 0; j < keys; j += kPanelCols)
+        multiply(scores + row * kBlockKeys + j, kBlockKeys, query + row * stride, stride,
+                 keys_packed + j * head_dim, head_dim, nothing());
+    });
+  }
+  float exponentiate(int64_t r, int64_t keys, Softmax& state) const {
+    return exponentiate_row(scores + r * kBlockKeys, keys, softmax_scale, state);
+  }
+  void weigh(int64_t queries, int64_t keys) const {
+    for_each_tile(0, queries, Vec::kTileRows, [&](int64_t row, int64_t rows) {
+      const MultiplyTile multiply = multiply_for(rows);
+      for (int64_t d = 0; d < wide; d += kPanelCols)
+        multiply(product + row * wide + d, wide, scores + row * kBlockKeys, kBlockKeys,
+                 values_packed + d * keys, keys, nothing());
+    });
+  }
+  Vec::type context(int64_t r, int64_t d) const { return Vec::load(product + r * wide + d); }
+};
+
+size_t attention_scratch_bytes(int64_t head_dim) {
+  return FloatAttention(nullptr, head_dim, 1.0f).bytes;
+}
+
+void attention_head(const AttentionCall& call, int64_t begin, int64_t end, int64_t head,
+                    void* memory) {
+  attend(call, begin, end, head, FloatAttention(memory, call.head_dim, call.softmax_scale));
 }
 
 }  // namespace

@@ -14,6 +14,17 @@ using minibert::Activation;
 // operations waits most of the time, and a scheduler of 64 entries sees only three chains ahead.
 #define MINIBERT_EACH _Pragma("GCC unroll 8") for (int i = 0; i < kCount; ++i)
 
+// p = terms[0], then p * x + each term after it.
+template <int kCount, int kTerms>
+inline __attribute__((always_inline)) void polynomial(Vec::type (&p)[kCount],
+                                                      const Vec::type (&x)[kCount],
+                                                      const float (&terms)[kTerms]) {
+  MINIBERT_EACH p[i] = Vec::broadcast(terms[0]);
+#pragma GCC unroll 16
+  for (int term = 1; term < kTerms; ++term)
+    MINIBERT_EACH p[i] = Vec::fma(p[i], x[i], Vec::broadcast(terms[term]));
+}
+
 // exp(x) = 2^n * exp(r), n = round(x / ln 2), |r| <= ln(2) / 2. The polynomial of degree 6 is off by
 // 0.03 units; what remains is the rounding of its last two steps. ln 2 is subtracted in two parts,
 // the first short enough for n * part to be exact. Below -86.9, just before results become
@@ -26,16 +37,8 @@ inline __attribute__((always_inline)) void exponential(Vec::type (&x)[kCount]) {
   MINIBERT_EACH n[i] = Vec::round(Vec::mul(r[i], Vec::broadcast(1.44269504f)));
   MINIBERT_EACH r[i] = Vec::fma(n[i], Vec::broadcast(-0.693359375f), r[i]);
   MINIBERT_EACH r[i] = Vec::fma(n[i], Vec::broadcast(2.12194440e-4f), r[i]);
-  MINIBERT_EACH p[i] = Vec::broadcast(0.001383674153f);
-  const auto then = [&](float coefficient) {
-    MINIBERT_EACH p[i] = Vec::fma(p[i], r[i], Vec::broadcast(coefficient));
-  };
-  then(0.00837489836f);
-  then(0.04166823181f);
-  then(0.1666641919f);
-  then(0.4999999203f);
-  then(1.0f);
-  then(1.0f);
+  polynomial(p, r, {0.001383674153f, 0.00837489836f, 0.04166823181f, 0.1666641919f, 0.4999999203f,
+                    1.0f, 1.0f});
   MINIBERT_EACH x[i] = Vec::zero_where_less(Vec::scale_by_power(p[i], n[i]), x[i], lowest);
 }
 
@@ -102,19 +105,9 @@ inline __attribute__((always_inline)) void gelu(Vec::type (&x)[kCount]) {
   MINIBERT_EACH s[i] = Vec::div(Vec::sub(t[i], three), Vec::add(t[i], three));
   MINIBERT_EACH e[i] = Vec::mul(Vec::mul(Vec::broadcast(-0.5f), t[i]), t[i]);
   exponential(e);
-  MINIBERT_EACH q[i] = Vec::broadcast(5.367189879e-5f);
-  const auto then = [&](float coefficient) {
-    MINIBERT_EACH q[i] = Vec::fma(q[i], s[i], Vec::broadcast(coefficient));
-  };
-  then(0.0001155437964f);
-  then(-0.0003394849265f);
-  then(-0.0009837584745f);
-  then(0.002904556187f);
-  then(0.006132070671f);
-  then(-0.04621329096f);
-  then(0.1232250307f);
-  then(-0.206402619f);
-  then(0.1215139476f);
+  polynomial(q, s, {5.367189879e-5f, 0.0001155437964f, -0.0003394849265f, -0.0009837584745f,
+                    0.002904556187f, 0.006132070671f, -0.04621329096f, 0.1232250307f,
+                    -0.206402619f, 0.1215139476f});
   MINIBERT_EACH x[i] = Vec::sub(Vec::max(Vec::zero(), x[i]),
                                 Vec::mul(Vec::mul(q[i], t[i]), e[i]));
 }
@@ -156,7 +149,6 @@ inline __attribute__((always_inline)) void activate(Vec::type (&x)[kCount]) {
   if constexpr (kActivation == minibert::kSilu) MINIBERT_EACH x[i] = times_sigmoid(x[i], x[i]);
   if constexpr (kActivation == minibert::kTanh) MINIBERT_EACH x[i] = tanh(x[i]);
 }
-#undef MINIBERT_EACH
 
 template <Activation kActivation>
 inline Vec::type activated(Vec::type x) {

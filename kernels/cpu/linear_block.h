@@ -104,7 +104,7 @@ void multiply_block_rows(float* __restrict__ out, const float* __restrict__ a, i
 #pragma GCC unroll 4
       for (int c = 0; c < kBlockVecs; ++c) acc[r][c] = Vec::zero();
     const int64_t end = min_of(begin + kBlockChain, count);
-    steps_with_lines<kRows, 1>(begin, end, ahead, [&](int64_t i) MINIBERT_INLINE {
+    steps_with_lines<kRows, 1, kBlockCols>(begin, end, ahead, [&](int64_t i) MINIBERT_INLINE {
       const float* input = a + index[i];
       Vec::type b[kBlockVecs];
 #pragma GCC unroll 4

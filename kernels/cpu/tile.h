@@ -33,7 +33,7 @@ constexpr int64_t kLineBytes = 64;
 
 // Calls step(k) for k = begin, begin + kStep .. end - 1, and asks for the lines of one row after
 // another meanwhile.
-template <int kRows, int kStep, typename Step>
+template <int kRows, int kStep, int64_t kCols = kPanelCols, typename Step>
 inline __attribute__((always_inline)) void steps_with_lines(int64_t begin, int64_t end,
                                                             const Ahead& ahead, Step step) {
   int64_t k = begin;
@@ -43,7 +43,7 @@ inline __attribute__((always_inline)) void steps_with_lines(int64_t begin, int64
     const char* out = ahead.out;
     for (int r = 0; r < kRows; ++r, out += ahead.row_bytes) {
 #pragma GCC unroll 4
-      for (int64_t at = 0; at < kPanelCols * (int64_t)sizeof(float); at += kLineBytes) {
+      for (int64_t at = 0; at < kCols * (int64_t)sizeof(float); at += kLineBytes) {
         __builtin_prefetch(out + at, 1, 3);
         if (residual) __builtin_prefetch(out + residual + at, 0, 3);
       }

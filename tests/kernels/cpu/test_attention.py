@@ -70,16 +70,17 @@ def test_growing_maxima_rescale_what_was_summed(isa: str, make_ops: Any, referen
     check(reference, out, batch, qkv, 1, 32)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_a_sequence_has_the_same_bytes_in_any_batch(
-    isa: str, make_ops: Any, reference: Any
+    isa: str, make_ops: Any, reference: Any, dtype: str
 ) -> None:
     rng = np.random.default_rng(3)
-    seqlens = [1, 7, 300, 12, 13, 40, 8, 100]
+    seqlens = [1, 7, 300, 12, 13, 40, 8, 100, 530]
     batch, qkv = make(seqlens, 4, 32, seed=3)
-    single, team = make_ops(isa=isa, threads=1), make_ops(isa=isa)
+    single, team = make_ops(dtype, isa=isa, threads=1), make_ops(dtype, isa=isa)
     expected = run(single, reference.put, batch, qkv, 4, 32)
     bounds = list(zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True))
-    for size in (1, 2, 5, 8):
+    for size in (1, 2, 5, 9):
         chosen = rng.permutation(len(seqlens))[:size]
         rows = np.concatenate([np.arange(*bounds[i]) for i in chosen])
         part = pack([np.zeros(seqlens[i], np.int32) for i in chosen])
@@ -88,10 +89,11 @@ def test_a_sequence_has_the_same_bytes_in_any_batch(
             assert out.tobytes() == expected[rows].tobytes()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_scratch_of_an_earlier_call_leaves_no_trace(
-    isa: str, make_ops: Any, reference: Any
+    isa: str, make_ops: Any, reference: Any, dtype: str
 ) -> None:
-    ops = make_ops(isa=isa, threads=1)
+    ops = make_ops(dtype, isa=isa, threads=1)
     batch, qkv = make([5, 21], 2, 40, seed=4)
     expected = run(ops, reference.put, batch, qkv, 2, 40)
     poison_batch, poison = make([300], 2, 128, seed=4)

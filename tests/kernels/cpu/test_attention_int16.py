@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minibert.batch import pack
 from minibert.kernels.cpu import loader
 from tests.kernels.cpu.test_attention import make, run
 
@@ -126,36 +125,6 @@ def test_what_is_not_finite_stays_in_its_sequence_and_head(
         assert np.isnan(out[6:, :16]).all()
     assert out[:6].tobytes() == clean[:6].tobytes()
     assert out[6:, 16:].tobytes() == clean[6:, 16:].tobytes()
-
-
-def test_a_sequence_has_the_same_bytes_in_any_batch(
-    words_isa: str, make_ops: Any, reference: Any
-) -> None:
-    rng = np.random.default_rng(3)
-    seqlens = [1, 7, 300, 12, 13, 40, 8, 100, 530]
-    batch, qkv = make(seqlens, 4, 32, seed=3)
-    single = make_ops("int8", isa=words_isa, threads=1)
-    team = make_ops("int8", isa=words_isa)
-    whole = run(single, reference.put, batch, qkv, 4, 32)
-    bounds = list(zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True))
-    for size in (1, 2, 5, 9):
-        chosen = rng.permutation(len(seqlens))[:size]
-        rows = np.concatenate([np.arange(*bounds[i]) for i in chosen])
-        part = pack([np.zeros(seqlens[i], np.int32) for i in chosen])
-        for ops, alone in ((single, False), (team, True)):
-            out = run(ops, reference.put, part, qkv[rows], 4, 32, alone=alone)
-            assert out.tobytes() == whole[rows].tobytes()
-
-
-def test_scratch_of_an_earlier_call_leaves_no_trace(
-    words_isa: str, make_ops: Any, reference: Any
-) -> None:
-    ops = make_ops("int8", isa=words_isa, threads=1)
-    batch, qkv = make([5, 21], 2, 40, seed=4)
-    clean = run(ops, reference.put, batch, qkv, 2, 40)
-    poison_batch, poison = make([300], 2, 128, seed=4)
-    run(ops, reference.put, poison_batch, np.full_like(poison, np.nan), 2, 128)
-    assert run(ops, reference.put, batch, qkv, 2, 40).tobytes() == clean.tobytes()
 
 
 @pytest.mark.parametrize(
