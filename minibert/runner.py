@@ -73,6 +73,10 @@ class Runner:
         self._closed: bool
         self._reset()
 
+    def expect_batch(self) -> None:
+        """Texts of one batch are being tokenized: what sleeps may wake meanwhile."""
+        self.ops.expect_batch()
+
     def run(
         self,
         texts: TokenizedTexts,

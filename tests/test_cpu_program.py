@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 from minibert.batch import pack
 from minibert.errors import InputError
 from minibert.ops.cpu import CpuOps, available
+from tests.threads import needs_tasks, threads
 
 pytestmark = pytest.mark.skipif(not available()[0], reason=available()[1])
 
@@ -28,7 +32,7 @@ class Model:
             return ops.prepare_linear(weight, weight[:, 0], name=name)
 
         self.words = ops.prepare_embedding(rng.standard_normal((50, HIDDEN)).astype(np.float32))
-        self.places = ops.prepare_embedding(rng.standard_normal((90, HIDDEN)).astype(np.float32))
+        self.places = ops.prepare_embedding(rng.standard_normal((500, HIDDEN)).astype(np.float32))
         self.norm = ops.prepare_layer_norm(
             rng.standard_normal(HIDDEN).astype(np.float32), None, eps=1e-5
         )
@@ -60,16 +64,28 @@ def ops() -> Iterator[CpuOps]:
     made.close()
 
 
+@pytest.fixture(params=["float32", "bfloat16", "int8"])
+def ops_of_all_dtypes(request: Any) -> Iterator[CpuOps]:
+    made = CpuOps(request.param, threads=3)
+    yield made
+    made.close()
+
+
 def batch_of(seed: int, *seqlens: int) -> Any:
     rng = np.random.default_rng(seed)
     return pack([rng.integers(0, 50, n).astype(np.int32) for n in seqlens])
 
 
 @pytest.mark.parametrize("alone", [True, False])
-def test_bytes_are_those_of_the_operators_for_every_batch(ops: CpuOps, alone: bool) -> None:
+def test_bytes_are_those_of_the_operators_for_every_batch(
+    ops_of_all_dtypes: CpuOps, alone: bool
+) -> None:
+    ops = ops_of_all_dtypes
     model = Model(ops)
-    # Larger and smaller ones in turn: memory that an earlier batch left must not show.
-    for seed, seqlens in enumerate([(3, 17), (1,), (60, 2, 33, 5), (1, 1, 1)]):
+    # Larger and smaller ones in turn: memory that an earlier batch left must not show. From 7 or 16
+    # rows for each of three threads on, a thread takes its own rows through several operators.
+    sizes = [(3, 17), (1,), (60, 2, 33, 5), (21,), (1, 1, 1), (48,), (49, 1), (500, 101), (47,)]
+    for seed, seqlens in enumerate(sizes):
         batch = batch_of(seed, *seqlens)
         with ops.stream(alone=alone) as running:
             uploaded = running.upload(batch)
@@ -123,3 +139,52 @@ def test_what_does_not_fit_is_refused_while_recording(ops: CpuOps) -> None:
             running.forward(batch_of(0, 4), wrong, key="wrong")
         with pytest.raises(InputError, match="a row for each token"):
             running.forward(batch_of(0, 4), pooled_twice, key="pooled")
+
+
+def test_a_batch_that_is_expected_gives_the_same_bytes(ops: CpuOps) -> None:
+    model = Model(ops)
+    ops.expect_batch()  # no team yet
+    batch = batch_of(0, 40)
+    results = []
+    for pause in (0.0, 0.02, 0.0):  # threads that spin, and that sleep
+        time.sleep(pause)
+        ops.expect_batch()
+        with ops.stream(alone=True) as running:
+            ops.expect_batch()  # it is taken
+            results.append(running.forward(batch, model, key="model")[1].tobytes())
+    assert len(set(results)) == 1
+    ops.close()
+    ops.expect_batch()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_forked_child_wakes_no_threads_of_its_parent(ops: CpuOps) -> None:
+    with ops.stream(alone=True) as running:
+        running.forward(batch_of(0, 40), Model(ops), key="model")
+    child = os.fork()
+    if child == 0:
+        ops.expect_batch()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@needs_tasks
+def test_an_expected_batch_finds_threads_awake(ops: CpuOps) -> None:
+    """Those of a team sleep half a millisecond after their last work."""
+    before = threads()
+    with ops.stream(alone=True) as running:
+        running.forward(batch_of(0, 40), Model(ops), key="model")
+    (thread,) = threads() - before
+
+    def switches() -> int:
+        status = Path(f"/proc/self/task/{thread}/status").read_text()
+        return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+
+    time.sleep(0.1)
+    asleep = switches()
+    ops.expect_batch()
+    until = time.monotonic() + 10
+    while switches() == asleep and time.monotonic() < until:
+        time.sleep(0.01)
+    assert switches() > asleep  # it woke, found nothing, and sleeps again

@@ -63,6 +63,9 @@ struct LinearKernel {
                   int64_t panel_begin, int64_t panel_end, void* scratch);
   // Formats whose size depends on which weights are zero; null: weight_bytes says it.
   size_t (*kept_bytes)(const float* weight, int64_t out_features, int64_t in_features) = nullptr;
+  // Rows whose products take about as long as reading all weights. From so many for each member of a
+  // team, each reads all of them for its own rows, which saves meeting after every operator.
+  int64_t rows_alone = 16;
 };
 
 struct EmbedTable {

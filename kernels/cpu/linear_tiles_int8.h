@@ -168,6 +168,8 @@ constexpr minibert::LinearKernel kInt8TilesKernel = {"int8",
                                                      int8_tiles_prepared_bytes,
                                                      int8_tiles_prepare,
                                                      tiles_scratch_bytes,
-                                                     int8_tiles_compute};
+                                                     int8_tiles_compute,
+                                                     nullptr,
+                                                     kTilesRowsAlone};
 
 }  // namespace

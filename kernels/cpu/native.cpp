@@ -86,6 +86,13 @@ PyObject* py_stream_bytes(PyObject*, PyObject* const* values, Py_ssize_t count) 
   return stream == nullptr ? nullptr : PyLong_FromSize_t(stream->bytes());
 }
 
+// wake(stream): work is coming
+PyObject* py_wake(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments a(values, count, 1);
+  Stream* stream = stream_of(a);
+  return none_after(a, [&] { stream->team->wake(); });
+}
+
 void free_linear(PyObject* capsule) {
   delete static_cast<PackedLinear*>(PyCapsule_GetPointer(capsule, kLinearName));
 }
@@ -205,7 +212,8 @@ PyObject* py_embed(PyObject*, PyObject* const* values, Py_ssize_t count) {
   const int64_t num_tokens = a.integer(), hidden_size = a.integer();
   int64_t outside = -1;
   if (!a.ok() || !without_gil([&] {
-        outside = embed(*stream, out, tables, kTables, norm, num_tokens, hidden_size);
+        outside = first_outside(tables, kTables, num_tokens);
+        if (outside < 0) embed(*stream, out, tables, kTables, norm, num_tokens, hidden_size);
       })) {
     return nullptr;
   }
@@ -280,6 +288,7 @@ const PyMethodDef own_methods[] = {
     {"paths", py_paths, METH_NOARGS, nullptr},
     {"left_out", py_left_out, METH_NOARGS, nullptr},
     fast("stream", py_stream),
+    fast("wake", py_wake),
     fast("stream_bytes", py_stream_bytes),
     fast("pack_linear", py_pack_linear),
     fast("adopt_linear", py_adopt_linear),

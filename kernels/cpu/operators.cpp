@@ -26,16 +26,6 @@ int64_t rows_per_job(const Stream& stream, int64_t num_rows, int64_t most) {
   return std::min(most, std::max(kFewestRows, share));
 }
 
-template <typename Function>
-void run(Stream& stream, int64_t num_jobs, Function function) {
-  stream.team->run(
-      num_jobs,
-      [](void* context, int64_t job, int worker) {
-        (*static_cast<Function*>(context))(job, worker);
-      },
-      &function);
-}
-
 const LinearKernel* find_kernel(const Kernels* kernels, const char* format) {
   for (const LinearKernel* k = kernels->linear; k->format != nullptr; ++k) {
     if (std::strcmp(k->format, format) == 0) return k;
@@ -62,12 +52,12 @@ void* Buffer::reserve(size_t bytes) {
 
 Stream::Stream(const Kernels* path, int num_threads)
     : kernels(path), team(std::make_unique<Team>(num_threads)) {
-  for (int i = 0; i < team->size(); ++i) scratch.push_back(std::make_unique<Buffer>());
+  for (int i = 0; i < team->size(); ++i) members.push_back(std::make_unique<Member>());
 }
 
 size_t Stream::bytes() const {
   size_t sum = prepared.bytes() + activations.bytes();
-  for (const auto& buffer : scratch) sum += buffer->bytes();
+  for (const auto& member : members) sum += member->scratch.bytes() + member->prepared.bytes();
   return sum;
 }
 
@@ -127,7 +117,7 @@ void linear(Stream& stream, const PackedLinear& weights, LinearCall call) {
     groups = std::max<int64_t>(1, std::min(panels, wanted));
   }
   const size_t scratch_bytes = kernel.scratch_bytes(layer.in_features);
-  for (auto& buffer : stream.scratch) buffer->reserve(scratch_bytes);
+  for (auto& member : stream.members) member->scratch.reserve(scratch_bytes);
   const int64_t num_jobs = row_blocks * groups;
   run(stream, num_jobs, [&](int64_t job, int worker) {
     const int64_t block = job / groups, group = job % groups;
@@ -138,8 +128,24 @@ void linear(Stream& stream, const PackedLinear& weights, LinearCall call) {
     kernel.compute(layer, own, block * rows_per_block,
                    std::min(call.num_rows, (block + 1) * rows_per_block),
                    panels * group / groups, panel_end,
-                   stream.scratch[static_cast<size_t>(worker)]->reserve(scratch_bytes));
+                   stream.members[static_cast<size_t>(worker)]->scratch.reserve(scratch_bytes));
   });
+}
+
+void linear(Member& member, const PackedLinear& weights, LinearCall call) {
+  const Linear& layer = weights.linear;
+  const LinearKernel& kernel = *layer.kernel;
+  if (kernel.prepare != nullptr) {
+    void* prepared =
+        member.prepared.reserve(kernel.prepared_bytes(call.num_rows, layer.in_features));
+    kernel.prepare(prepared, call.hidden, 0, call.num_rows, call.num_rows, layer);
+    call.prepared = prepared;
+  }
+  void* scratch = member.scratch.reserve(kernel.scratch_bytes(layer.in_features));
+  call.prefetch_end = ceil_div(layer.out_features, kernel.panel_cols);
+  for (int64_t row = 0; row < call.num_rows; row += kernel.block_rows)
+    kernel.compute(layer, call, row, std::min(call.num_rows, row + kernel.block_rows), 0,
+                   call.prefetch_end, scratch);
 }
 
 void layer_norm(Stream& stream, float* out, const float* hidden, const Norm& norm,
@@ -151,8 +157,7 @@ void layer_norm(Stream& stream, float* out, const float* hidden, const Norm& nor
   });
 }
 
-int64_t embed(Stream& stream, float* out, const EmbedTable* tables, int num_tables,
-              const Norm& norm, int64_t num_tokens, int64_t hidden_size) {
+int64_t first_outside(const EmbedTable* tables, int num_tables, int64_t num_tokens) {
   for (int64_t i = 0; i < num_tokens; ++i) {
     for (int t = 0; t < num_tables; ++t) {
       if (tables[t].weight == nullptr) continue;
@@ -160,12 +165,16 @@ int64_t embed(Stream& stream, float* out, const EmbedTable* tables, int num_tabl
       if (id < 0 || id >= tables[t].num_rows) return num_tables * i + t;
     }
   }
+  return -1;
+}
+
+void embed(Stream& stream, float* out, const EmbedTable* tables, int num_tables, const Norm& norm,
+           int64_t num_tokens, int64_t hidden_size) {
   const int64_t rows = rows_per_job(stream, num_tokens, kNormRows);
   run(stream, ceil_div(num_tokens, rows), [&](int64_t job, int) {
     stream.kernels->embed(out, tables, num_tables, norm, job * rows,
                           std::min(num_tokens, (job + 1) * rows), hidden_size);
   });
-  return -1;
 }
 
 void attention(Stream& stream, const AttentionCall& call, const int32_t* cu_seqlens,
@@ -174,11 +183,11 @@ void attention(Stream& stream, const AttentionCall& call, const int32_t* cu_seql
                                       ? stream.kernels->attention_int16
                                       : stream.kernels->attention;
   const size_t scratch_bytes = kernel.scratch_bytes(call.head_dim);
-  for (auto& buffer : stream.scratch) buffer->reserve(scratch_bytes);
+  for (auto& member : stream.members) member->scratch.reserve(scratch_bytes);
   run(stream, num_seqs * call.num_heads, [&](int64_t job, int worker) {
     const int64_t seq = job / call.num_heads;
     kernel.compute(call, cu_seqlens[seq], cu_seqlens[seq + 1], job % call.num_heads,
-                   stream.scratch[static_cast<size_t>(worker)]->reserve(scratch_bytes));
+                   stream.members[static_cast<size_t>(worker)]->scratch.reserve(scratch_bytes));
   });
 }
 

@@ -29,15 +29,32 @@ class Buffer {
   size_t bytes_ = 0;
 };
 
+// What one member of a team has to itself.
+struct Member {
+  Buffer scratch;
+  Buffer prepared;  // activations of its own rows, as a linear kernel wants them
+};
+
 struct Stream {
   Stream(const Kernels* kernels, int num_threads);
   const Kernels* kernels;
   std::unique_ptr<Team> team;
-  std::vector<std::unique_ptr<Buffer>> scratch;  // one per member
-  Buffer prepared;                               // activations as a linear kernel wants them
-  Buffer activations;                            // of a program
+  std::vector<std::unique_ptr<Member>> members;
+  Buffer prepared;     // of all rows
+  Buffer activations;  // of a program
   size_t bytes() const;
 };
+
+// Calls function(job, worker) for each job, on all members of the stream's team.
+template <typename Function>
+void run(Stream& stream, int64_t num_jobs, Function function) {
+  stream.team->run(
+      num_jobs,
+      [](void* context, int64_t job, int worker) {
+        (*static_cast<Function*>(context))(job, worker);
+      },
+      &function);
+}
 
 // Weights, laid out by the kernel for `format`. Throws std::invalid_argument for a format that the
 // path does not have or a layer too deep for exact integer sums.
@@ -55,12 +72,14 @@ struct PackedLinear {
 };
 
 void linear(Stream& stream, const PackedLinear& weights, LinearCall call);
+// By one member alone.
+void linear(Member& member, const PackedLinear& weights, LinearCall call);
 void layer_norm(Stream& stream, float* out, const float* hidden, const Norm& norm,
                 int64_t num_rows, int64_t hidden_size);
-// Returns -1, or num_tables * token + table of the first id outside its table; then `out` is as it
-// was.
-int64_t embed(Stream& stream, float* out, const EmbedTable* tables, int num_tables,
-              const Norm& norm, int64_t num_tokens, int64_t hidden_size);
+// -1, or num_tables * token + table of the first id outside its table, which `embed` does not look for.
+int64_t first_outside(const EmbedTable* tables, int num_tables, int64_t num_tokens);
+void embed(Stream& stream, float* out, const EmbedTable* tables, int num_tables, const Norm& norm,
+           int64_t num_tokens, int64_t hidden_size);
 void attention(Stream& stream, const AttentionCall& call, const int32_t* cu_seqlens,
                int64_t num_seqs);
 

@@ -7,6 +7,8 @@
 namespace minibert {
 namespace {
 
+constexpr int64_t kRowsOfJob = 96;  // most of them
+
 int64_t round_up(int64_t floats) { return (floats + 15) / 16 * 16; }  // 64 bytes
 
 }  // namespace
@@ -28,117 +30,206 @@ void Program::add(const Instruction& instruction) {
   instructions_.push_back(instruction);
 }
 
+namespace {
+
 // The narrowest free slot that is wide enough, else the widest, made wider, else a new one.
-int Program::take_slot(Value value, std::vector<int>& free) {
+int take_slot(std::vector<Value>& slots, std::vector<int>& free, Value value, bool equal_widths) {
   auto best = free.end();
   for (auto it = free.begin(); it != free.end(); ++it) {
-    if (slots_[*it].rows != value.rows) continue;
+    if (slots[*it].rows != value.rows || (equal_widths && slots[*it].cols != value.cols)) continue;
     if (best == free.end()) {
       best = it;
       continue;
     }
-    const int64_t cols = slots_[*it].cols, best_cols = slots_[*best].cols;
+    const int64_t cols = slots[*it].cols, best_cols = slots[*best].cols;
     const bool fits = cols >= value.cols, best_fits = best_cols >= value.cols;
     if (fits != best_fits ? fits : fits ? cols < best_cols : cols > best_cols) best = it;
   }
   if (best == free.end()) {
-    slots_.push_back({value.rows, value.cols});
-    return static_cast<int>(slots_.size()) - 1;
+    slots.push_back(value);
+    return static_cast<int>(slots.size()) - 1;
   }
   const int slot = *best;
   free.erase(best);
-  slots_[slot].cols = std::max(slots_[slot].cols, value.cols);
+  slots[slot].cols = std::max(slots[slot].cols, value.cols);
   return slot;
 }
 
-void Program::finish(const std::vector<int>& results) {
-  for (int value : results) check(value);
-  results_ = results;
+}  // namespace
+
+Program::Layout Program::lay_out(bool equal_widths) const {
   const size_t count = values_.size();
   std::vector<size_t> last_use(count, 0);
   for (size_t i = 0; i < instructions_.size(); ++i) {
     for (int value : {instructions_[i].out, instructions_[i].in, instructions_[i].residual})
       if (value >= 0) last_use[value] = i;
   }
-  slot_of_.assign(count, -1);
+  Layout layout;
+  layout.slot_of.assign(count, -1);
   std::vector<int> free;
   for (size_t i = 0; i < instructions_.size(); ++i) {
     const int out = instructions_[i].out;
-    const bool result = std::find(results.begin(), results.end(), out) != results.end();
-    if (!result && slot_of_[out] < 0) slot_of_[out] = take_slot(values_[out], free);
+    const bool result = std::find(results_.begin(), results_.end(), out) != results_.end();
+    if (!result && layout.slot_of[out] < 0)
+      layout.slot_of[out] = take_slot(layout.slots, free, values_[out], equal_widths);
     // Only now may inputs go: an operator must not write over what it reads.
     for (size_t value = 0; value < count; ++value)
-      if (slot_of_[value] >= 0 && last_use[value] == i) free.push_back(slot_of_[value]);
+      if (layout.slot_of[value] >= 0 && last_use[value] == i) free.push_back(layout.slot_of[value]);
   }
+  return layout;
 }
 
-int64_t Program::run(Stream& stream, const ProgramBatch& batch, float* const* results) const {
-  std::vector<int64_t> offset(slots_.size());
+// Operators over tokens that need no row but their own.
+bool Program::takes_rows(const Instruction& step) const {
+  return values_[step.out].rows == Rows::kTokens &&
+         (step.kind == Instruction::kEmbed || step.kind == Instruction::kLinear ||
+          step.kind == Instruction::kLayerNorm);
+}
+
+void Program::finish(const std::vector<int>& results) {
+  for (int value : results) check(value);
+  results_ = results;
+  narrow_ = lay_out(false);
+  rows_apart_ = lay_out(true);
+  for (const Instruction& step : instructions_)
+    if (step.kind == Instruction::kLinear && takes_rows(step))
+      rows_alone_ = std::max(rows_alone_, step.weights->linear.kernel->rows_alone);
+}
+
+Program::Addresses Program::place(Stream& stream, const Layout& layout, const ProgramBatch& batch,
+                                  float* const* results) const {
+  std::vector<int64_t> offset(layout.slots.size());
   int64_t floats = 0;
-  for (size_t i = 0; i < slots_.size(); ++i) {
+  for (size_t i = 0; i < layout.slots.size(); ++i) {
     offset[i] = floats;
-    floats += round_up(batch.rows(slots_[i].rows) * slots_[i].cols);
+    floats += round_up(batch.rows(layout.slots[i].rows) * layout.slots[i].cols);
   }
   auto* memory = static_cast<float*>(
       stream.activations.reserve(sizeof(float) * static_cast<size_t>(floats)));
-  std::vector<float*> at(values_.size(), nullptr);
+  Addresses at(values_.size(), nullptr);
   for (size_t value = 0; value < values_.size(); ++value)
-    if (slot_of_[value] >= 0) at[value] = memory + offset[slot_of_[value]];
+    if (layout.slot_of[value] >= 0) at[value] = memory + offset[layout.slot_of[value]];
   for (size_t i = 0; i < results_.size(); ++i) at[results_[i]] = results[i];
+  return at;
+}
 
+namespace {
+
+void take_tables(EmbedTable* tables, const Instruction& step, const ProgramBatch& batch) {
+  for (int t = 0; t < kNumTables; ++t) {
+    tables[t] = step.tables[t];
+    tables[t].ids = batch.ids[t];
+  }
+}
+
+}  // namespace
+
+int64_t Program::run(Stream& stream, const ProgramBatch& batch, float* const* results) const {
   for (const Instruction& step : instructions_) {
-    float* out = at[step.out];
-    const float* in = step.in >= 0 ? at[step.in] : nullptr;
-    const Value& to = values_[step.out];
-    const int64_t rows = batch.rows(to.rows);
-    switch (step.kind) {
-      case Instruction::kEmbed: {
-        EmbedTable tables[kNumTables];
-        for (int t = 0; t < kNumTables; ++t) {
-          tables[t] = step.tables[t];
-          tables[t].ids = batch.ids[t];
-        }
-        const int64_t outside =
-            embed(stream, out, tables, kNumTables, step.norm, batch.num_tokens, to.cols);
-        if (outside >= 0) return outside;
-        break;
-      }
-      case Instruction::kLinear: {
-        LinearCall call = {};
-        call.out = out;
-        call.hidden = in;
-        call.residual = step.residual >= 0 ? at[step.residual] : nullptr;
-        call.num_rows = rows;
-        call.activation = step.activation;
-        linear(stream, *step.weights, call);
-        break;
-      }
-      case Instruction::kLayerNorm:
-        layer_norm(stream, out, in, step.norm, rows, to.cols);
-        break;
-      case Instruction::kAttention: {
-        AttentionCall call = {};
-        call.context = out;
-        call.qkv = in;
-        call.num_heads = step.num_heads;
-        call.head_dim = step.head_dim;
-        call.softmax_scale = step.softmax_scale;
-        call.int16 = step.int16;
-        attention(stream, call, batch.cu_seqlens, batch.num_seqs);
-        break;
-      }
-      case Instruction::kPool:
-        pool(out, in, batch.cu_seqlens, batch.skip, batch.num_seqs, to.cols, step.mode);
-        break;
-      case Instruction::kNormalize:
-        normalize(out, in, rows, to.cols);
-        break;
-      case Instruction::kCopyColumns:
-        copy_columns(out, to.cols, step.first_col, in, values_[step.in].cols, rows);
-        break;
+    if (step.kind != Instruction::kEmbed) continue;
+    EmbedTable tables[kNumTables];
+    take_tables(tables, step, batch);
+    const int64_t outside = first_outside(tables, kNumTables, batch.num_tokens);
+    if (outside >= 0) return outside;
+  }
+  const int64_t members = stream.team->size();
+  const bool by_rows = members > 1 && batch.num_tokens >= members * rows_alone_;
+  const Addresses at = place(stream, by_rows ? rows_apart_ : narrow_, batch, results);
+  for (size_t i = 0; i < instructions_.size();) {
+    size_t end = i;
+    while (by_rows && end < instructions_.size() && takes_rows(instructions_[end])) ++end;
+    if (end > i) {
+      run_rows(stream, i, end, batch, at);
+      i = end;
+    } else {
+      run_step(stream, instructions_[i++], batch, at);
     }
   }
   return -1;
+}
+
+void Program::run_step(Stream& stream, const Instruction& step, const ProgramBatch& batch,
+                       const Addresses& at) const {
+  float* out = at[step.out];
+  const float* in = step.in >= 0 ? at[step.in] : nullptr;
+  const Value& to = values_[step.out];
+  const int64_t rows = batch.rows(to.rows);
+  switch (step.kind) {
+    case Instruction::kEmbed: {
+      EmbedTable tables[kNumTables];
+      take_tables(tables, step, batch);
+      embed(stream, out, tables, kNumTables, step.norm, rows, to.cols);
+      break;
+    }
+    case Instruction::kLinear: {
+      LinearCall call = {};
+      call.out = out;
+      call.hidden = in;
+      call.residual = step.residual >= 0 ? at[step.residual] : nullptr;
+      call.num_rows = rows;
+      call.activation = step.activation;
+      linear(stream, *step.weights, call);
+      break;
+    }
+    case Instruction::kLayerNorm:
+      layer_norm(stream, out, in, step.norm, rows, to.cols);
+      break;
+    case Instruction::kAttention: {
+      AttentionCall call = {};
+      call.context = out;
+      call.qkv = in;
+      call.num_heads = step.num_heads;
+      call.head_dim = step.head_dim;
+      call.softmax_scale = step.softmax_scale;
+      call.int16 = step.int16;
+      attention(stream, call, batch.cu_seqlens, batch.num_seqs);
+      break;
+    }
+    case Instruction::kPool:
+      pool(out, in, batch.cu_seqlens, batch.skip, batch.num_seqs, to.cols, step.mode);
+      break;
+    case Instruction::kNormalize:
+      normalize(out, in, rows, to.cols);
+      break;
+    case Instruction::kCopyColumns:
+      copy_columns(out, to.cols, step.first_col, in, values_[step.in].cols, rows);
+      break;
+  }
+}
+
+void Program::run_rows(Stream& stream, size_t first, size_t end, const ProgramBatch& batch,
+                       const Addresses& at) const {
+  // As many jobs for each member as keep a job's rows in the second-level cache.
+  const int64_t members = stream.team->size(), rows = batch.num_tokens;
+  const int64_t num_jobs = members * ((rows - 1) / (members * kRowsOfJob) + 1);
+  minibert::run(stream, num_jobs, [&](int64_t job, int worker) {
+    for (size_t i = first; i < end; ++i)
+      run_step_of_rows(*stream.kernels, *stream.members[static_cast<size_t>(worker)],
+                       instructions_[i], batch, at, rows * job / num_jobs,
+                       rows * (job + 1) / num_jobs);
+  });
+}
+
+void Program::run_step_of_rows(const Kernels& kernels, Member& member, const Instruction& step,
+                               const ProgramBatch& batch, const Addresses& at, int64_t row_begin,
+                               int64_t row_end) const {
+  float* out = at[step.out];
+  const int64_t cols = values_[step.out].cols;
+  if (step.kind == Instruction::kEmbed) {
+    EmbedTable tables[kNumTables];
+    take_tables(tables, step, batch);
+    kernels.embed(out, tables, kNumTables, step.norm, row_begin, row_end, cols);
+  } else if (step.kind == Instruction::kLayerNorm) {
+    kernels.layer_norm(out, at[step.in], step.norm, row_begin, row_end, cols);
+  } else {
+    LinearCall call = {};
+    call.out = out + row_begin * cols;
+    call.hidden = at[step.in] + row_begin * values_[step.in].cols;
+    if (step.residual >= 0) call.residual = at[step.residual] + row_begin * cols;
+    call.num_rows = row_end - row_begin;
+    call.activation = step.activation;
+    linear(member, *step.weights, call);
+  }
 }
 
 }  // namespace minibert

@@ -2,6 +2,11 @@
 //
 // Between two operators called from Python pass some microseconds, of which a short text has dozens
 // a layer. A program holds what does not depend on the batch; a run needs the batch's arrays only.
+//
+// A team meets after every operator, and then each member reads what another core has just written.
+// Only attention has to: every other operator needs no row but its own. Where a text has rows enough
+// (LinearKernel::rows_alone), each member therefore takes its rows through all operators between two
+// attentions.
 #pragma once
 
 #include <vector>
@@ -52,18 +57,32 @@ class Program {
   int64_t run(Stream& stream, const ProgramBatch& batch, float* const* results) const;
 
  private:
-  struct Slot {
-    Rows rows;
-    int64_t cols;
+  // Where values lie that share memory by turns.
+  struct Layout {
+    std::vector<Value> slots;
+    std::vector<int> slot_of;  // of each value; -1 for results
   };
-  int take_slot(Value value, std::vector<int>& free);
+  using Addresses = std::vector<float*>;  // of each value
+
   void check(int value) const;
+  bool takes_rows(const Instruction& step) const;
+  Layout lay_out(bool equal_widths) const;
+  Addresses place(Stream& stream, const Layout& layout, const ProgramBatch& batch,
+                  float* const* results) const;
+  void run_step(Stream& stream, const Instruction& step, const ProgramBatch& batch,
+                const Addresses& at) const;
+  void run_rows(Stream& stream, size_t first, size_t end, const ProgramBatch& batch,
+                const Addresses& at) const;
+  void run_step_of_rows(const Kernels& kernels, Member& member, const Instruction& step,
+                        const ProgramBatch& batch, const Addresses& at, int64_t row_begin,
+                        int64_t row_end) const;
 
   std::vector<Value> values_;
   std::vector<Instruction> instructions_;
-  std::vector<Slot> slots_;
-  std::vector<int> slot_of_;  // of each value; -1 for results
   std::vector<int> results_;
+  Layout narrow_;        // least memory: for operators one after the other
+  Layout rows_apart_;    // values of a slot are equally wide: no row lies where another one was
+  int64_t rows_alone_ = 1;
 };
 
 }  // namespace minibert

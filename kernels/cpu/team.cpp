@@ -9,8 +9,8 @@
 namespace minibert {
 namespace {
 
-// Longer than the Python between two operators, shorter than what a waiting core would miss.
-constexpr std::chrono::microseconds kSpin{100};
+// Longer than a short text's tokenizer takes, shorter than what a waiting core would miss.
+constexpr std::chrono::microseconds kSpin{500};
 
 void pause() {
 #if defined(__x86_64__)
@@ -81,6 +81,13 @@ void Team::run(int64_t num_jobs, Job job, void* context) {
   while ((state_.load(std::memory_order_acquire) & kMembers) != 0) pause();
 }
 
+void Team::wake() {
+  if (sleeping_.load() == 0) return;
+  wakes_.fetch_add(1);
+  std::lock_guard<std::mutex> lock(mutex_);
+  wake_.notify_all();
+}
+
 void Team::work(int worker) {
   uint64_t done = 0;  // the round this thread last took part in
   auto enters = [&](uint64_t state) { return (state & kOpen) != 0 && state >> 32 != done; };
@@ -95,7 +102,10 @@ void Team::work(int worker) {
     if (!enters(state)) {
       std::unique_lock<std::mutex> lock(mutex_);
       sleeping_.fetch_add(1);
-      wake_.wait(lock, [&] { return stop_.load() || enters(state_.load()); });
+      const uint32_t wakes = wakes_.load();
+      wake_.wait(lock, [&] {
+        return stop_.load() || wakes != wakes_.load() || enters(state_.load());
+      });
       sleeping_.fetch_sub(1);
       continue;
     }

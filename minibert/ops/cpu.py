@@ -118,6 +118,10 @@ class CpuOps:
             running._state = None
             self._pool.give_back(state)
 
+    def expect_batch(self) -> None:
+        """See `Ops.expect_batch`: wakes the team."""
+        self._pool.wake()
+
     def scratch_bytes(self, shape: ForwardShape) -> int:
         """See `Ops.scratch_bytes`."""
         context = shape.qkv_size // 3

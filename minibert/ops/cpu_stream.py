@@ -136,6 +136,13 @@ class StreamPool:
             if not self._closed:
                 (self._team if state.is_team else self._single).append(state)
 
+    def wake(self) -> None:
+        """Wake the threads of the team, where there is one that is free."""
+        if self._threads > 1 and self._pid == os.getpid():
+            with self._lock:
+                if self._team:
+                    native().wake(self._team[-1].handle)
+
     def close(self) -> None:
         """Let go of all streams that are not running."""
         with self._lock:

@@ -143,6 +143,9 @@ class CudaOps(CudaOperations):
         bound._state = state
         return bound
 
+    def expect_batch(self) -> None:
+        """See `Ops.expect_batch`: nothing sleeps."""
+
     def scratch_bytes(self, shape: ForwardShape) -> int:
         """See `Ops.scratch_bytes`."""
         return scratch_bytes(

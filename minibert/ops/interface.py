@@ -120,6 +120,10 @@ class Ops(Protocol):
         """
         ...
 
+    def expect_batch(self) -> None:
+        """A batch is about to come, alone: threads that sleep may wake meanwhile. Only a hint."""
+        ...
+
     def scratch_bytes(self, shape: ForwardShape) -> int:
         """Upper bound of what one stream allocates for a forward pass of this shape, in bytes."""
         ...

@@ -81,6 +81,10 @@ class RecordingOps:
         with self._one_at_a_time, self.inner.stream(alone=True) as running:
             yield RecordingOps(running, self.observer, names=self.wanted)
 
+    def expect_batch(self) -> None:
+        """See `Ops.expect_batch`."""
+        self.inner.expect_batch()
+
     def scratch_bytes(self, shape: ForwardShape) -> int:
         """See `Ops.scratch_bytes`: the inner one's, and the copies of one layer."""
         widest = max(shape.intermediate_size, shape.qkv_size, shape.hidden_size)

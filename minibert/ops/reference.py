@@ -76,6 +76,9 @@ class ReferenceOps:
         """See `Ops.stream`; `alone` makes no difference here."""
         yield copy.copy(self)
 
+    def expect_batch(self) -> None:
+        """See `Ops.expect_batch`: nothing sleeps."""
+
     def scratch_bytes(self, shape: ForwardShape) -> int:
         """See `Ops.scratch_bytes`: arrays alive at the widest point, and per-text temporaries."""
         d, f = shape.hidden_size, shape.intermediate_size

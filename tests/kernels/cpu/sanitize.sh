@@ -32,7 +32,8 @@ if ! nm -D kernels/cpu/_native*.so | grep -q -e __asan_ -e __tsan_ -e __ubsan_; 
 fi
 
 case $sanitizers in
-  thread*) runtime=libtsan.so tests="tests/test_cpu_ops.py tests/kernels/cpu/test_linear.py" ;;
+  thread*) runtime=libtsan.so
+    tests="tests/test_cpu_ops.py tests/test_cpu_program.py tests/kernels/cpu/test_linear.py" ;;
   *) runtime=libasan.so tests="tests/test_cpu_ops.py tests/kernels/cpu" ;;
 esac
 
