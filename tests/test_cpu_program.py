@@ -42,15 +42,16 @@ class Model:
 
     def __call__(self, ops: Any, batch: Any) -> tuple[Any, ...]:
         hidden = ops.embed(batch, [self.words, self.places, None], self.norm)
-        context = ops.attention(
-            ops.linear(hidden, self.qkv),
-            batch,
-            num_heads=HEADS,
-            head_dim=HIDDEN // HEADS,
-            softmax_scale=0.3,
-        )
-        wide = ops.linear(context, self.up, activation="gelu")
-        hidden = ops.layer_norm(ops.linear(wide, self.down, residual=hidden), self.norm)
+        for _ in range(2):  # so that values of unlike widths take turns between two attentions
+            context = ops.attention(
+                ops.linear(hidden, self.qkv),
+                batch,
+                num_heads=HEADS,
+                head_dim=HIDDEN // HEADS,
+                softmax_scale=0.3,
+            )
+            wide = ops.linear(context, self.up, activation="gelu")
+            hidden = ops.layer_norm(ops.linear(wide, self.down, residual=hidden), self.norm)
         pooled = [ops.pool(hidden, batch, mode) for mode in ("cls", "mean", "max")]
         joined = ops.concatenate(pooled)
         small = ops.normalize(ops.linear(joined, self.dense, activation="tanh"))

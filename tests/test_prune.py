@@ -306,13 +306,38 @@ def test_a_stopped_run_goes_on_and_gives_the_same(
     assert (tmp_path / "p" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
-def test_speed_and_latency_targets_are_met_by_the_table(tiny: Any, tmp_path: Path) -> None:
+class TimeOfOperations:
+    """A run that takes a microsecond an operation: a busy machine would time it as it likes."""
+
+    def __init__(self, run: Any, weights: Any) -> None:
+        self._seconds = 1e-6 * encoder_flops(weights, run)
+
+    def __enter__(self) -> TimeOfOperations:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def seconds(self) -> float:
+        return self._seconds
+
+
+def test_speed_and_latency_targets_are_met_by_the_table(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "PreparedRun", TimeOfOperations)
     loaded = load_model(tiny("bert"))
     run = TextRun(loaded, texts(9))
-    for number, target in enumerate((PruneTarget(speedup=1.05), PruneTarget(latency_ms=1e6))):
-        prune_model(tiny("bert"), tmp_path / str(number), target, texts=texts())
-        weights = load_model(tmp_path / str(number)).weights
-        assert encoder_flops(weights, run) <= encoder_flops(loaded.weights, run)
+    whole = encoder_flops(loaded.weights, run)
+    for target, most in (
+        (PruneTarget(speedup=1.05), whole / 1.05),
+        (PruneTarget(speedup=1.5), whole / 1.5),
+        (PruneTarget(latency_ms=1e12), whole),
+    ):
+        out = tmp_path / f"{target.speedup}"
+        prune_model(tiny("bert"), out, target, texts=texts())
+        found = encoder_flops(load_model(out).weights, run)
+        assert 0.8 * most < found <= 1.02 * most
 
 
 def test_no_part_takes_less_than_no_time_where_measuring_was_disturbed(
