@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 OutputValue = Literal["sentence_embedding", "token_embeddings"]
 
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
-_FEW_TEXTS = 8  # usually one batch
 
 
 class Engine:
@@ -285,8 +284,7 @@ class Engine:
         check_truncate_dim(truncate_dim, full)
         check_count("batch_size", batch_size)
         self._check_open()
-        if len(texts) <= _FEW_TEXTS:
-            self._runner.expect_batch()
+        self._runner.expect(len(texts))
         tokenized, skip = self._preparation.prepare(
             texts,
             prompt=self._preparation.choose_prompt(prompt, prompt_name),

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 OnBatch = Callable[[NDArray[np.int32], NDArray[Any], NDArray[Any] | None, IntArray], None]
 """Receives text indices, embeddings, packed hidden states (or None) and cu_seqlens of a batch."""
 
+_FEW_TEXTS = 8  # usually one batch
 _BYTES_PER_TEXT = 512  # two small arrays and the numbers that go with them
 _ONE_TOKEN_TYPE = ("roberta", "xlm-roberta", "camembert")  # their tokenizers tell no types apart
 
@@ -73,9 +74,10 @@ class Runner:
         self._closed: bool
         self._reset()
 
-    def expect_batch(self) -> None:
-        """Texts of one batch are being tokenized: what sleeps may wake meanwhile."""
-        self.ops.expect_batch()
+    def expect(self, num_texts: int) -> None:
+        """Texts are tokenized now: where they make one batch, what sleeps may wake meanwhile."""
+        if num_texts <= _FEW_TEXTS:
+            self.ops.expect_batch()
 
     def run(
         self,

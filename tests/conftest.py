@@ -12,11 +12,11 @@ import pytest
 
 from minibert import Engine
 from tests.refusals import save_good
+from tests.texts import WORDS
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may use the network by accident
 
 FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra")
-WORDS = "the a cat dog sat on mat and bread stays soft in paper bag ice lake walk safe sun moon"
 
 TinyModel = Callable[..., Path]
 

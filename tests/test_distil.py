@@ -16,14 +16,7 @@ from minibert.compress.run import TextRun
 from minibert.errors import InputError
 from minibert.fidelity import compare
 from minibert.loading import load_model
-
-WORDS = "the a cat dog sat on mat and bread stays soft in paper bag ice lake walk safe sun moon"
-
-
-def texts(count: int = 80) -> list[str]:
-    rng = np.random.default_rng(5)
-    words = WORDS.split()
-    return [" ".join(rng.choice(words, 3 + i % 9)) + f" {chr(97 + i % 26)}" for i in range(count)]
+from tests.texts import texts
 
 
 def test_a_kept_layer_answers_for_those_dropped_behind_it() -> None:
@@ -36,7 +29,7 @@ def test_a_kept_layer_answers_for_those_dropped_behind_it() -> None:
 def test_a_student_has_fewer_layers_and_loads(tiny: Any, tmp_path: Path, family: str) -> None:
     folder = tiny(family)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    result = distil_model(folder, tmp_path / "s", 2, texts=texts())
+    result = distil_model(folder, tmp_path / "s", 2, texts=texts(80))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert result.report is not None
     assert len(result.kept_layers) == 2
@@ -48,7 +41,7 @@ def test_a_student_has_fewer_layers_and_loads(tiny: Any, tmp_path: Path, family:
 
 
 def test_a_narrower_student_has_the_operations_asked_for(tiny: Any, tmp_path: Path) -> None:
-    result = distil_model(tiny("bert"), tmp_path / "s", 2, flops=0.5, texts=texts(), align=False)
+    result = distil_model(tiny("bert"), tmp_path / "s", 2, flops=0.5, texts=texts(80), align=False)
     assert result.report is not None
     assert result.report.flop_ratio >= 2.0
     assert not list((tmp_path / "s").glob("*_Dense"))
@@ -56,13 +49,13 @@ def test_a_narrower_student_has_the_operations_asked_for(tiny: Any, tmp_path: Pa
 
 def test_a_student_has_the_heads_and_neurons_asked_for(tiny: Any, tmp_path: Path) -> None:
     result = distil_model(
-        tiny("bert"), tmp_path / "s", 2, heads=3, intermediate=64, texts=texts(), align=False
+        tiny("bert"), tmp_path / "s", 2, heads=3, intermediate=64, texts=texts(80), align=False
     )
     assert result.shapes == ((3, 64), (3, 64))
     config = load_model(tmp_path / "s").config
     assert (config.num_hidden_layers, config.layer_shapes) == (2, ((3, 64), (3, 64)))
     # As many layers as the teacher's are enough where they are narrower.
-    whole = distil_model(tiny("bert"), tmp_path / "w", 3, intermediate=50, texts=texts())
+    whole = distil_model(tiny("bert"), tmp_path / "w", 3, intermediate=50, texts=texts(80))
     assert whole.shapes == ((4, 50),) * 3
     for keywords, word in (
         ({"heads": 5}, "heads must be at most 4"),
@@ -70,7 +63,7 @@ def test_a_student_has_the_heads_and_neurons_asked_for(tiny: Any, tmp_path: Path
         ({"heads": 3, "flops": 0.5}, "must not come with"),
     ):
         with pytest.raises(InputError, match=word):
-            distil_model(tiny("bert"), tmp_path / "x", 2, texts=texts(), **keywords)  # type: ignore[arg-type]
+            distil_model(tiny("bert"), tmp_path / "x", 2, texts=texts(80), **keywords)  # type: ignore[arg-type]
     assert not (tmp_path / "x").exists()
 
 
@@ -162,14 +155,14 @@ def test_labels_decide_where_they_are_trusted(tmp_path: Path) -> None:
 def test_labels_are_checked(tmp_path: Path, labels: list[str], word: str) -> None:
     folder = classifier_folder(tmp_path)
     with pytest.raises(InputError, match=word):
-        distil_model(folder, tmp_path / "s", 2, classify=HeadOptions(labels), texts=texts())
+        distil_model(folder, tmp_path / "s", 2, classify=HeadOptions(labels), texts=texts(80))
     assert not (tmp_path / "s").exists()
 
 
 def test_labels_for_a_model_without_a_classifier_are_refused(tiny: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="bert classifier"):
         distil_model(
-            tiny("bert"), tmp_path / "s", 2, classify=HeadOptions(["a"] * 80), texts=texts()
+            tiny("bert"), tmp_path / "s", 2, classify=HeadOptions(["a"] * 80), texts=texts(80)
         )
 
 
@@ -196,5 +189,5 @@ def test_as_many_layers_as_the_teacher_has_are_refused(
     tiny: Any, tmp_path: Path, layers: int
 ) -> None:
     with pytest.raises(InputError, match="layers must be 1 to 2"):
-        distil_model(tiny("bert"), tmp_path / "s", layers, texts=texts())
+        distil_model(tiny("bert"), tmp_path / "s", layers, texts=texts(80))
     assert not list(tmp_path.iterdir())

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from minibert import Engine
-from minibert.compress import latency
 from minibert.compress.prune import PruneTarget, prune_model
 from minibert.compress.quantize import QuantizeOptions, quantize_model
 from minibert.compress.refit import refit
-from minibert.compress.run import TextRun, encoder_flops
+from minibert.compress.run import TextRun
 from minibert.errors import InputError, WeightsError
 from minibert.kernels.cpu.loader import available
 from minibert.loading import load_model
@@ -30,14 +29,7 @@ from minibert.weights.prune import (
     refit_to_target,
     removal_order,
 )
-
-WORDS = "the a cat dog sat on mat and bread stays soft in paper bag ice lake walk safe sun moon"
-
-
-def texts(count: int = 60) -> list[str]:
-    rng = np.random.default_rng(5)
-    words = WORDS.split()
-    return [" ".join(rng.choice(words, 3 + i % 9)) + f" {chr(97 + i % 26)}" for i in range(count)]
+from tests.texts import texts
 
 
 def problem(out_features: int = 20, columns: int = 24) -> tuple[Any, Any]:
@@ -304,67 +296,6 @@ def test_a_stopped_run_goes_on_and_gives_the_same(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p", "whole"]
     file = "model.safetensors"
     assert (tmp_path / "p" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
-
-
-class TimeOfOperations:
-    """A run that takes a microsecond an operation: a busy machine would time it as it likes."""
-
-    def __init__(self, run: Any, weights: Any) -> None:
-        self._seconds = 1e-6 * encoder_flops(weights, run)
-
-    def __enter__(self) -> TimeOfOperations:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def seconds(self) -> float:
-        return self._seconds
-
-
-def test_speed_and_latency_targets_are_met_by_the_table(
-    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(latency, "PreparedRun", TimeOfOperations)
-    loaded = load_model(tiny("bert"))
-    run = TextRun(loaded, texts(9))
-    whole = encoder_flops(loaded.weights, run)
-    for target, most in (
-        (PruneTarget(speedup=1.05), whole / 1.05),
-        (PruneTarget(speedup=1.5), whole / 1.5),
-        (PruneTarget(latency_ms=1e12), whole),
-    ):
-        out = tmp_path / f"{target.speedup}"
-        prune_model(tiny("bert"), out, target, texts=texts())
-        found = encoder_flops(load_model(out).weights, run)
-        assert 0.8 * most < found <= 1.02 * most
-
-
-def test_no_part_takes_less_than_no_time_where_measuring_was_disturbed(
-    tiny: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class LateSingle:
-        """One layer alone takes longer than several, as beside a busy process."""
-
-        def __init__(self, run: Any, weights: Any) -> None:
-            self._seconds = 9.0 if len(weights.layers) == 1 else 2.0
-
-        def __enter__(self) -> LateSingle:
-            return self
-
-        def __exit__(self, *error: object) -> None:
-            pass
-
-        def seconds(self) -> float:
-            return self._seconds
-
-    monkeypatch.setattr(latency, "PreparedRun", LateSingle)
-    loaded = load_model(tiny("bert"))
-    table = latency.measure_latency(TextRun(loaded, texts(9)), loaded.weights, [1, 2], [16, 32])
-    assert table.base == 2.0
-    assert all(
-        seconds >= 0 for part in (table.attention, table.feed_forward) for seconds in part.values()
-    )
 
 
 @pytest.mark.parametrize(

@@ -26,15 +26,9 @@ from minibert.weights.quantize import (
 from minibert.weights.statistics import LinearStatistics
 from minibert.weights.stored import pack_int4, round_scale, unpack_int4
 from minibert.weights.tensors import open_tensors
+from tests.texts import texts
 
-WORDS = "the a cat dog sat on mat and bread stays soft in paper bag ice lake walk safe sun moon"
 needs_kernels = pytest.mark.skipif(not available()[0], reason="the CPU kernels are not built")
-
-
-def texts(count: int = 60) -> list[str]:
-    rng = np.random.default_rng(5)
-    words = WORDS.split()
-    return [" ".join(rng.choice(words, 3 + i % 9)) + f" {chr(97 + i % 26)}" for i in range(count)]
 
 
 def correlated(rows: int, columns: int) -> LinearStatistics:

@@ -22,17 +22,11 @@ from minibert.ops.reference import ReferenceOps
 from minibert.weights.rewrite import Checkpoint
 from minibert.weights.sparsity import SparsityOptions
 from minibert.weights.tensors import open_tensors, to_float32
+from tests.texts import texts
 
-WORDS = "the a cat dog sat on mat and bread stays soft in paper bag ice lake walk safe sun moon"
 needs_kernels = pytest.mark.skipif(not available()[0], reason="the CPU kernels are not built")
 QUERY = "encoder.layer.0.attention.self.query.weight"
 WIDE = "encoder.layer.1.output.dense.weight"
-
-
-def texts(count: int = 60) -> list[str]:
-    rng = np.random.default_rng(5)
-    words = WORDS.split()
-    return [" ".join(rng.choice(words, 3 + i % 9)) + f" {chr(97 + i % 26)}" for i in range(count)]
 
 
 def by_hand(folder: Path, name: str, rows: int, columns: int, panel: int) -> Any:

@@ -4,9 +4,9 @@
 // (num_tokens, num_heads * head_dim). Keys are taken in blocks of kBlockKeys counted from the
 // sequence's first token; a block's keys are transposed and its values copied into panels of
 // kPanelCols, so that both products use the inner loop of the linear layers. Queries go through in
-// groups whose scores stay in the first-level cache; kGroups of them share a block's packing. Maximum and sum are carried from block to
-// block, and what was summed is rescaled when the maximum grows (Milakov and Gimelshein, 2018,
-// arXiv 1805.02867; Dao et al., 2022, arXiv 2205.14135).
+// groups whose scores stay in the first-level cache; kGroups of them share a block's packing.
+// Maximum and sum are carried from block to block, and what was summed is rescaled when the maximum
+// grows (Milakov and Gimelshein, 2018, arXiv 1805.02867; Dao et al., 2022, arXiv 2205.14135).
 // The order of every sum depends on the sequence alone: batch invariant.
 // Scratch is bounded by head_dim, whatever the length of the sequence.
 // Requires: head_dim a positive multiple of 8, at most kMaxHeadDim; softmax_scale > 0.

@@ -66,9 +66,11 @@ class Background:
         if self._closed:
             return
         roots = {id(root): root for root in map(_root, arrays)}
-        if self._copied(roots) and self._copied_bytes + self._copied(roots) > _MOST_COPIED_BYTES:
+        copied = self._copied(roots)
+        if copied and self._copied_bytes + copied > _MOST_COPIED_BYTES:
             self.wait()
-        self._copied_bytes += self._copied(roots)
+            copied = self._copied(roots)
+        self._copied_bytes += copied
         self._kept.update(roots)
 
     def _copied(self, roots: dict[int, NDArray[Any]]) -> int:

@@ -5,23 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 from minibert import Engine
 from minibert.cli.app import app
-
-WORDS = "the a cat dog sat on mat and bread stays soft in paper bag ice lake walk safe sun moon"
+from tests.texts import texts
 
 
 @pytest.fixture
 def texts_file(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(5)
-    words = WORDS.split()
-    lines = [" ".join(rng.choice(words, 3 + i % 9)) + f" {chr(97 + i % 26)}" for i in range(60)]
     path = tmp_path / "texts.txt"
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(texts()) + "\n")
     return path
 
 
