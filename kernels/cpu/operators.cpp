@@ -91,10 +91,27 @@ PackedLinear::PackedLinear(const Kernels* kernels, const char* format, const flo
   linear = {kernel, out_features, in_features, laid_out, bias_padded, {0.0f, 0.0f}};
 }
 
+void linear(Member& member, const PackedLinear& weights, LinearCall call) {
+  const Linear& layer = weights.linear;
+  const LinearKernel& kernel = *layer.kernel;
+  if (kernel.prepare != nullptr) {
+    void* prepared =
+        member.prepared.reserve(kernel.prepared_bytes(call.num_rows, layer.in_features));
+    kernel.prepare(prepared, call.hidden, 0, call.num_rows, call.num_rows, layer);
+    call.prepared = prepared;
+  }
+  void* scratch = member.scratch.reserve(kernel.scratch_bytes(layer.in_features));
+  call.prefetch_end = ceil_div(layer.out_features, kernel.panel_cols);
+  for (int64_t row = 0; row < call.num_rows; row += kernel.block_rows)
+    kernel.compute(layer, call, row, std::min(call.num_rows, row + kernel.block_rows), 0,
+                   call.prefetch_end, scratch);
+}
+
 void linear(Stream& stream, const PackedLinear& weights, LinearCall call) {
   const Linear& layer = weights.linear;
   const LinearKernel& kernel = *layer.kernel;
   if (call.num_rows == 0) return;
+  if (stream.team->size() == 1) return linear(*stream.members[0], weights, call);
   const int64_t row_blocks = ceil_div(call.num_rows, kernel.block_rows);
   const int64_t panels = ceil_div(layer.out_features, kernel.panel_cols);
   const int64_t rows_per_block = kernel.block_rows;
@@ -110,12 +127,8 @@ void linear(Stream& stream, const PackedLinear& weights, LinearCall call) {
     });
     call.prepared = prepared;
   }
-  // One thread takes all panels of a block of rows; a team divides them further.
-  int64_t groups = 1;
-  if (stream.team->size() > 1) {
-    const int64_t wanted = ceil_div(kJobsPerMember * stream.team->size(), row_blocks);
-    groups = std::max<int64_t>(1, std::min(panels, wanted));
-  }
+  const int64_t wanted = ceil_div(kJobsPerMember * stream.team->size(), row_blocks);
+  const int64_t groups = std::max<int64_t>(1, std::min(panels, wanted));
   const size_t scratch_bytes = kernel.scratch_bytes(layer.in_features);
   for (auto& member : stream.members) member->scratch.reserve(scratch_bytes);
   const int64_t num_jobs = row_blocks * groups;
@@ -130,22 +143,6 @@ void linear(Stream& stream, const PackedLinear& weights, LinearCall call) {
                    panels * group / groups, panel_end,
                    stream.members[static_cast<size_t>(worker)]->scratch.reserve(scratch_bytes));
   });
-}
-
-void linear(Member& member, const PackedLinear& weights, LinearCall call) {
-  const Linear& layer = weights.linear;
-  const LinearKernel& kernel = *layer.kernel;
-  if (kernel.prepare != nullptr) {
-    void* prepared =
-        member.prepared.reserve(kernel.prepared_bytes(call.num_rows, layer.in_features));
-    kernel.prepare(prepared, call.hidden, 0, call.num_rows, call.num_rows, layer);
-    call.prepared = prepared;
-  }
-  void* scratch = member.scratch.reserve(kernel.scratch_bytes(layer.in_features));
-  call.prefetch_end = ceil_div(layer.out_features, kernel.panel_cols);
-  for (int64_t row = 0; row < call.num_rows; row += kernel.block_rows)
-    kernel.compute(layer, call, row, std::min(call.num_rows, row + kernel.block_rows), 0,
-                   call.prefetch_end, scratch);
 }
 
 void layer_norm(Stream& stream, float* out, const float* hidden, const Norm& norm,

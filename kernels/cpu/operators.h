@@ -40,7 +40,7 @@ struct Stream {
   const Kernels* kernels;
   std::unique_ptr<Team> team;
   std::vector<std::unique_ptr<Member>> members;
-  Buffer prepared;     // of all rows
+  Buffer prepared;     // of all rows, where the team divides them
   Buffer activations;  // of a program
   size_t bytes() const;
 };
