@@ -28,7 +28,9 @@ inline float sum_over_row(int64_t size, Function term) {
 
 // The mean in float32 is off by its own rounding, which matters where the mean is large against the
 // deviation. The second pass also sums the differences: their mean is what the first pass missed.
-inline void normalize_row(float* out, const float* row, const Norm& norm, int64_t size) {
+// `next` is the row that is read after this one; the last pass, whose operands are near, fetches it.
+inline void normalize_row(float* out, const float* row, const float* next, const Norm& norm,
+                          int64_t size) {
   const float count = (float)size;
   const float rough_mean =
       sum_over_row(size, [&](int64_t c, int64_t n) { return load_up_to(row + c, n); }) / count;
@@ -49,6 +51,7 @@ inline void normalize_row(float* out, const float* row, const Norm& norm, int64_
       Vec::broadcast(1.0f / __builtin_sqrtf((variance > 0.0f ? variance : 0.0f) + norm.eps));
   for (int64_t c = 0; c < size; c += Vec::kLanes) {
     const int64_t n = min_of(Vec::kLanes, size - c);
+    __builtin_prefetch(next + c, 0, 3);
     const Vec::type difference = Vec::sub(load_up_to(row + c, n), center);
     const Vec::type x = Vec::mul(Vec::sub(difference, shift), scale);
     const Vec::type bias = norm.bias ? load_up_to(norm.bias + c, n) : Vec::zero();
@@ -59,7 +62,7 @@ inline void normalize_row(float* out, const float* row, const Norm& norm, int64_
 void layer_norm_rows(float* out, const float* hidden, const Norm& norm, int64_t row_begin,
                      int64_t row_end, int64_t size) {
   for (int64_t row = row_begin; row < row_end; ++row)
-    normalize_row(out + row * size, hidden + row * size, norm, size);
+    normalize_row(out + row * size, hidden + row * size, hidden + (row + 1) * size, norm, size);
 }
 
 void embed_rows(float* out, const EmbedTable* tables, int num_tables, const Norm& norm,
@@ -74,7 +77,8 @@ void embed_rows(float* out, const EmbedTable* tables, int num_tables, const Norm
           x = Vec::add(x, load_up_to(tables[t].weight + tables[t].ids[row] * size + c, n));
       store_up_to(sum + c, x, n);
     }
-    if (norm.weight) normalize_row(sum, sum, norm, size);
+    const int64_t next = tables[0].ids[row + 1 < row_end ? row + 1 : row];
+    if (norm.weight) normalize_row(sum, sum, tables[0].weight + next * size, norm, size);
   }
 }
 

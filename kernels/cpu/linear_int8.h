@@ -89,8 +89,10 @@ void int8_prepare(void* prepared, const float* hidden, int64_t row_begin, int64_
     Excess* excess = rows.excess + row * rows.capacity;
     RowQuantizer quantizer = row_quantizer<Dot::kSteps>(source, linear);
     int64_t c = 0;
-    for (; c + Vec::kLanes <= in_features; c += Vec::kLanes)
+    for (; c + Vec::kLanes <= in_features; c += Vec::kLanes) {
+      __builtin_prefetch(source + in_features + c, 0, 3);  // the next row, read from far otherwise
       Vec::store_uint8(q + c, quantize<Dot::kSteps>(source, c, Vec::kLanes, quantizer, excess));
+    }
     if (c < in_features) {
       uint8_t last[Vec::kLanes];
       Vec::store_uint8(last,
