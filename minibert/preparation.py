@@ -145,22 +145,23 @@ class Preparation:
 
     def _count(self, tokenized: TokenizedTexts, max_length: int) -> None:
         seqlens, before = tokenized.seqlens, tokenized.num_tokens_before
-        cut = np.flatnonzero(before > seqlens)
+        num_cut = np.count_nonzero(before > seqlens)
         num_texts = seqlens.size
-        if cut.size and self.truncation == "error":
+        if num_cut and self.truncation == "error":
+            first = tokenized.truncated[0]
             raise TruncationError(
-                f"text {cut[0]} must have at most max_length = {max_length} tokens, "
-                f"got {before[cut[0]]}" + (f" ({cut.size} such texts)" if cut.size > 1 else "")
+                f"text {first} must have at most max_length = {max_length} tokens, "
+                f"got {before[first]}" + (f" ({num_cut} such texts)" if num_cut > 1 else "")
             )
         with self._lock:
             self.counts["texts"] += num_texts
             self.counts["tokens"] += int(seqlens.sum())
-            self.counts["truncated"] += int(cut.size)
-            warn = bool(cut.size) and self.truncation == "warn" and not self._warned
+            self.counts["truncated"] += num_cut
+            warn = num_cut > 0 and self.truncation == "warn" and not self._warned
             self._warned = self._warned or warn
         if warn:
             warnings.warn(
-                f"{cut.size} of {num_texts} texts had more than max_length = {max_length} tokens "
+                f"{num_cut} of {num_texts} texts had more than max_length = {max_length} tokens "
                 f"and were cut (the longest has {before.max()}); this is said once, "
                 "engine.truncated_texts counts on",
                 TruncationWarning,

@@ -230,7 +230,7 @@ class Runner:
             self._check_open()
             here = self.models[number]
             with here.ops.stream(alone=alone) as ops:
-                yield here._replace(ops=ops)
+                yield DeviceModel(ops, here.parameters, here.steps)
             with self._lock:
                 self.batches[number] += 1
 
@@ -239,7 +239,7 @@ class Runner:
             raise EngineClosedError("the engine must be open, it was closed: load it again")
 
     def _check(self, seqlens: NDArray[np.int64]) -> None:
-        if not seqlens.all():
+        if np.count_nonzero(seqlens) < seqlens.size:
             raise InputError(
                 f"text {int(seqlens.argmin())} must have at least one token, "
                 "its tokenizer gave none"

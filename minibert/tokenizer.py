@@ -41,16 +41,13 @@ class TokenizedTexts:
         input_ids: one int32 array per text.
         token_type_ids: one int32 array per text.
         num_tokens_before: (num_texts,) tokens that each text had before cutting.
+        seqlens: (num_texts,) tokens of each text after cutting.
     """
 
     input_ids: list[NDArray[np.int32]]
     token_type_ids: list[NDArray[np.int32]]
     num_tokens_before: NDArray[np.int64]
-
-    @property
-    def seqlens(self) -> NDArray[np.int64]:
-        """Tokens of each text after cutting, (num_texts,)."""
-        return np.array([ids.size for ids in self.input_ids], np.int64)
+    seqlens: NDArray[np.int64]
 
     @property
     def truncated(self) -> NDArray[np.intp]:
@@ -161,7 +158,8 @@ class Tokenizer:
                 type_ids = np.array(encoding.type_ids, np.int32)
                 ids.append(input_ids if kept is None else input_ids[kept])
                 types.append(type_ids if kept is None else type_ids[kept])
-        return TokenizedTexts(ids, types, np.array(before, np.int64))
+        seqlens = np.array([kept.size for kept in ids], np.int64)
+        return TokenizedTexts(ids, types, np.array(before, np.int64), seqlens)
 
     def prompt_length(self, prompt: str) -> int:
         """Tokens that a prompt takes at the start of a text, special tokens at its start included.

@@ -27,7 +27,6 @@ from minibert.ops.cpu_program import (
     CpuLayerNorm,
     CpuLinear,
     Program,
-    address,
     check_attention,
     check_columns,
     raise_outside,
@@ -204,25 +203,20 @@ class CpuOps:
     def upload(self, batch: Batch) -> Any:
         """See `Ops.upload`: the batch's own arrays are used."""
         skip = batch.skip
-        if skip.any() and (skip.min() < 0 or (skip >= batch.seqlens).any()):
+        if np.count_nonzero(skip) and (skip.min() < 0 or (skip >= batch.seqlens).any()):
             raise InputError("skip must leave at least one token of every text")
         arrays = (batch.input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, skip)
         for array in arrays:
             if not array.flags.c_contiguous:
                 words, positions, types, cu_seqlens, skip = map(np.ascontiguousarray, arrays)
                 return self.upload(Batch(words, types, positions, cu_seqlens, skip))
-        first, second, third, bounds, skipped = map(address, arrays)
-        return CpuBatch(
-            batch, batch.num_tokens, batch.num_seqs, (first, second, third), bounds, skipped
-        )
+        return CpuBatch(batch, batch.num_tokens, batch.num_seqs, arrays[:3], batch.cu_seqlens, skip)
 
     def download(self, array: CpuArray) -> FloatArray:
         """See `Ops.download`."""
         out = np.empty(array.shape, np.float32)
         if out.size:
-            self._native.copy_columns(
-                out.ctypes.data, array.cols, 0, array.address, array.cols, array.rows
-            )
+            self._native.copy_columns(out, array.cols, 0, array.address, array.cols, array.rows)
         return out
 
     # ---- forward -------------------------------------------------------------------------------
