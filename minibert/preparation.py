@@ -145,7 +145,7 @@ class Preparation:
 
     def _count(self, tokenized: TokenizedTexts, max_length: int) -> None:
         seqlens, before = tokenized.seqlens, tokenized.num_tokens_before
-        num_cut = np.count_nonzero(before > seqlens)
+        num_cut = int(np.count_nonzero(before > seqlens))
         num_texts = seqlens.size
         if num_cut and self.truncation == "error":
             first = tokenized.truncated[0]

@@ -242,7 +242,7 @@ class CpuOps:
         state = self._running()
         hidden_size = tables[0].weight.shape[1]
         out = CpuArray(state.memory, batch.num_tokens, hidden_size)
-        lookups: list[int] = []
+        lookups: list[Any] = []
         for ids, table in zip(batch.ids, tables, strict=True):
             lookups += (ids, 0, 0) if table is None else (ids, table.address, len(table.weight))
         outside = self._native.embed(
