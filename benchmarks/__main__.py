@@ -98,6 +98,8 @@ def measure(options: argparse.Namespace) -> Path:
     if options.fresh:
         state.unlink(missing_ok=True)
     environments = Environments(BUILD / "peers", say)
+    before = ceilings.measure(features, threads=settings.threads, scratch=state.parent)
+    moments = ceilings.Ceilings(before, threads=settings.threads, scratch=state.parent)
     run = Run(
         contenders,
         model,
@@ -107,8 +109,8 @@ def measure(options: argparse.Namespace) -> Path:
         state=state,
         identity=identity,
         say=say,
+        ceiling_now=moments.now,
     )
-    before = ceilings.measure(features, threads=settings.threads, scratch=state.parent)
     stages = run.run()
     after = ceilings.measure(features, threads=settings.threads, scratch=state.parent)
     found_ceilings = ceilings.highest(before, after)

@@ -98,6 +98,46 @@ def ceiling(found: Mapping[str, Mapping[str, Any]], dtype: str) -> tuple[str, fl
     return max(rates, key=lambda pair: pair[1], default=None)
 
 
+class Ceilings:
+    """Asks again and again, for a moment each time, how fast the machine now is at a number format.
+
+    On a shared machine the highest rate is that of a quiet moment, which an engine that runs for
+    seconds does not have.
+    """
+
+    def __init__(
+        self,
+        found: Mapping[str, Mapping[str, Any]],
+        *,
+        threads: int,
+        scratch: Path,
+        moment_s: float = 0.1,
+    ) -> None:
+        """Ask for the ceilings that `measure` found, by the same loops.
+
+        Args:
+            found: of `measure`.
+            threads: cores to load at once.
+            scratch: folder of the compiled loops.
+            moment_s: seconds of a sample.
+        """
+        self._found = found
+        self._threads = threads
+        self._moment_s = moment_s
+        self._library = compiled(scratch)
+
+    def now(self, dtype: str) -> float | None:
+        """Operations a second of all threads; None where there is no loop for the format."""
+        top = ceiling(self._found, dtype)
+        if self._library is None or top is None:
+            return None
+        name, highest_rate = top
+        operations = LOOPS[name][2]
+        loop = partial(_run_loop, getattr(self._library, name))
+        count = max(1, round(self._moment_s * highest_rate / operations / self._threads))
+        return self._threads * count * operations / _timed(loop, self._threads, count)
+
+
 def operations_per_text(seqlen: int, *, hidden: int, layers: int, intermediate: int) -> float:
     """Operations of the matrix products of one text; a multiply-add counts 2.
 

@@ -6,7 +6,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,7 @@ class Crew:
         baseline: str,
         log_folder: Path,
         say: Callable[[str], None],
+        ceiling_now: Callable[[str], float | None] = lambda dtype: None,
     ) -> None:
         """Take the contenders; `start_all` starts them.
 
@@ -83,6 +84,7 @@ class Crew:
             baseline: key of the contender that ratios and cosines refer to.
             log_folder: of what the workers print.
             say: receives a line of progress.
+            ceiling_now: operations a second that the cores reach in a number format at the moment.
         """
         self.contenders = {contender.key: contender for contender in contenders}
         self.model = model
@@ -91,6 +93,7 @@ class Crew:
         self.baseline = baseline
         self.environments = environments
         self.say = say
+        self._ceiling_now = ceiling_now
         self._log_folder = log_folder
         self._graphs = Graphs(environments, model, lambda: self.source.mixed(300).texts)
         self.workers: dict[str, Worker] = {}
@@ -223,10 +226,13 @@ class Crew:
             entry: Round = {}
             for key in rotated(self.running, len(done)):
                 time.sleep(self.settings.settle_s)
+                ceiling = self._ceiling_now(self.contenders[key].dtype)
                 try:
-                    entry[key] = self.workers[key].sample(request, timeout_s=LONGEST_REQUEST_S)
+                    sample = self.workers[key].sample(request, timeout_s=LONGEST_REQUEST_S)
                 except WorkerProblem as problem:
                     self.fail(key, str(problem))
+                else:
+                    entry[key] = replace(sample, ceiling=ceiling)
             done.append(entry)
             clean = min((clean_count(done, key, self.baseline) for key in self.running), default=0)
             now = time.monotonic()

@@ -57,6 +57,7 @@ class Run(Crew):
         state: Path,
         identity: dict[str, Any],
         say: Callable[[str], None],
+        ceiling_now: Callable[[str], float | None] = lambda dtype: None,
     ) -> None:
         """Continue the run in the state file where it is the same run, else begin one.
 
@@ -69,6 +70,7 @@ class Run(Crew):
             state: file of the finished stages.
             identity: what makes two runs the same run.
             say: receives a line of progress.
+            ceiling_now: operations a second that the cores reach in a number format at the moment.
         """
         super().__init__(
             contenders,
@@ -78,6 +80,7 @@ class Run(Crew):
             baseline=baseline,
             log_folder=state.parent / "logs",
             say=say,
+            ceiling_now=ceiling_now,
         )
         self._state = state
         self._identity = identity

@@ -117,7 +117,11 @@ def assemble(
 def floors(
     run: Run, stages: Mapping[str, Any], found_ceilings: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """Share of the ceiling of its own number format that each contender reaches, by workload."""
+    """Share of the ceiling of its own number format that each contender reaches, by workload.
+
+    `<workload>` is the share of the highest rate of all moments, `<workload> then` the median share
+    of what the cores reached just before each sample.
+    """
     found: dict[str, dict[str, Any]] = {}
     for workload in THROUGHPUT:
         about = run.workloads.get(workload)
@@ -129,6 +133,8 @@ def floors(
             if top is not None:
                 entry = found.setdefault(key, {"ceiling": top[0]})
                 entry[workload] = summary["per_s"]["median"] * per_token / top[1]
+                if summary["per_ceiling"] is not None:
+                    entry[f"{workload} then"] = summary["per_ceiling"]["median"] * per_token
     return found
 
 

@@ -219,13 +219,30 @@ def floor_table(results: Results) -> str:
     """What each contender reaches of its own number format's ceiling."""
     rows = []
     for key, entry in results["floors"].items():
-        shares = [f"{100 * entry[w]:.0f} %" if w in entry else "-" for w in WORKLOADS]
+        shares = [share_of_ceiling(entry, workload) for workload in WORKLOADS]
         rows.append([name(results, key), entry["ceiling"], *shares])
     found = ", ".join(
         f"{key} {rate(entry)}" for key, entry in results["ceilings"].items() if entry["per_s"]
     )
     listed = table(["engine", "ceiling", *WORKLOADS.values()], rows)
-    return f"Measured ceilings of all threads together: {found}.\n\n{listed}" if listed else ""
+    then = any(f"{w} then" in entry for entry in results["floors"].values() for w in WORKLOADS)
+    said = (
+        " Shares are of these, the highest of all moments; in brackets of what the cores reached "
+        "just before each sample, the median."
+        if then
+        else ""
+    )
+    if not listed:
+        return ""
+    return f"Measured ceilings of all threads together: {found}.{said}\n\n{listed}"
+
+
+def share_of_ceiling(entry: Mapping[str, Any], workload: str) -> str:
+    """The share of the highest rate, in brackets that of the rate at the time."""
+    if workload not in entry:
+        return "-"
+    share, then = f"{100 * entry[workload]:.0f} %", entry.get(f"{workload} then")
+    return share if then is None else f"{share} ({100 * then:.0f} %)"
 
 
 def rate(entry: Mapping[str, Any]) -> str:

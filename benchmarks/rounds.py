@@ -28,10 +28,12 @@ class Sample:
     Attributes:
         seconds: of each call.
         foreign: share of all cores' time that went to other processes; None where unknown.
+        ceiling: operations a second that the cores reached just before; None where unknown.
     """
 
     seconds: tuple[float, ...]
     foreign: float | None
+    ceiling: float | None = None
 
     @property
     def clean(self) -> bool:
@@ -76,8 +78,10 @@ def summarise(
         amount: what one round handles, in tokens (or calls).
 
     Returns:
-        `per_s` and `ratio` (median, low, high), `rounds`, `left_out`, `disturbed`; None without a
-        single sample. `ratio` is None where the baseline has no sample.
+        `per_s`, `ratio` and `per_ceiling` (median, low, high), `rounds`, `left_out`, `disturbed`;
+        None without a single sample. `per_ceiling` is what was handled for each operation that the
+        cores could have done. `ratio` is None where the baseline has no sample, `per_ceiling` where
+        no ceiling is known.
     """
     mine = [entry[key] for entry in rounds if key in entry]
     if not mine:
@@ -87,9 +91,15 @@ def summarise(
     if disturbed:
         used = _usable(rounds, key, baseline, clean=False)
     ratios = [e[baseline].total_s / e[key].total_s for e in used if baseline in e]
+    shares = [
+        amount / entry[key].total_s / ceiling
+        for entry in used
+        if (ceiling := entry[key].ceiling) is not None
+    ]
     return {
         "per_s": spread([amount / entry[key].total_s for entry in used]),
         "ratio": spread(ratios) if ratios else None,
+        "per_ceiling": spread(shares) if shares else None,
         "rounds": len(used),
         "left_out": len(mine) - len(used),
         "disturbed": disturbed,

@@ -376,7 +376,7 @@ class Engine:
         self._check_open()
         texts, single = as_texts(inputs)
         tokenized = self._loaded.tokenizer.encode(texts, max_length=self._loaded.max_length)
-        counts: list[int] = tokenized.num_tokens_before.tolist()
+        counts = tokenized.num_tokens_before
         return counts[0] if single else counts
 
     def close(self) -> None:

@@ -8,8 +8,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
-
 from minibert import log
 from minibert.arguments import is_integer
 from minibert.errors import InputError, TruncationError, TruncationWarning
@@ -80,8 +78,8 @@ class Preparation:
         tokenized = self._loaded.tokenizer.encode(prompted, max_length=self._loaded.max_length)
         sizes = {
             "num_texts": len(prompted),
-            "num_tokens": int(tokenized.seqlens.sum()),
-            "max_seqlen": int(tokenized.seqlens.max(initial=0)),
+            "num_tokens": sum(tokenized.seqlens),
+            "max_seqlen": max(tokenized.seqlens, default=0),
             "characters": max(map(len, prompted), default=0),
         }
         return sizes, sum(map(sys.getsizeof, prompted)) if prompt else 0
@@ -144,24 +142,24 @@ class Preparation:
         return skip
 
     def _count(self, tokenized: TokenizedTexts, max_length: int) -> None:
-        seqlens, before = tokenized.seqlens, tokenized.num_tokens_before
-        cut = np.flatnonzero(before > seqlens)
-        num_texts = seqlens.size
-        if cut.size and self.truncation == "error":
+        cut, seqlens = tokenized.truncated, tokenized.seqlens
+        if cut and self.truncation == "error":
             raise TruncationError(
                 f"text {cut[0]} must have at most max_length = {max_length} tokens, "
-                f"got {before[cut[0]]}" + (f" ({cut.size} such texts)" if cut.size > 1 else "")
+                f"got {tokenized.num_tokens_before[cut[0]]}"
+                + (f" ({len(cut)} such texts)" if len(cut) > 1 else "")
             )
         with self._lock:
-            self.counts["texts"] += num_texts
-            self.counts["tokens"] += int(seqlens.sum())
-            self.counts["truncated"] += int(cut.size)
-            warn = bool(cut.size) and self.truncation == "warn" and not self._warned
+            self.counts["texts"] += len(seqlens)
+            self.counts["tokens"] += sum(seqlens)
+            self.counts["truncated"] += len(cut)
+            warn = bool(cut) and self.truncation == "warn" and not self._warned
             self._warned = self._warned or warn
         if warn:
+            longest = max(tokenized.num_tokens_before)
             warnings.warn(
-                f"{cut.size} of {num_texts} texts had more than max_length = {max_length} tokens "
-                f"and were cut (the longest has {before.max()}); this is said once, "
+                f"{len(cut)} of {len(seqlens)} texts had more than max_length = {max_length} "
+                f"tokens and were cut (the longest has {longest}); this is said once, "
                 "engine.truncated_texts counts on",
                 TruncationWarning,
                 stacklevel=4,

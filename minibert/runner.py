@@ -10,8 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -113,20 +112,23 @@ class Runner:
             return
         if self._pid != os.getpid():  # a fork has no threads of its parent
             self._reset()
+        if len(plan) == 1:
+            self._run_on_stream(True, texts, plan[0], skip, hidden_states, on_batch)
+            return
         counter = itertools.count()
-        deliver = threading.Lock()
+        lock = threading.Lock()
         failed: list[bool] = []  # not empty once a worker has failed
-        alone = len(plan) == 1
+
+        def deliver(*results: Any) -> None:
+            with lock:
+                on_batch(*results)
 
         def work() -> None:
             try:
                 for i in iter(lambda: next(counter), None):
                     if i >= len(plan) or failed:
                         return
-                    with self._stream(alone=alone) as here:
-                        self._run_batch(
-                            here, texts, plan[i], skip, hidden_states, on_batch, deliver
-                        )
+                    self._run_on_stream(False, texts, plan[i], skip, hidden_states, deliver)
             except BaseException:
                 failed.append(True)
                 raise
@@ -223,14 +225,22 @@ class Runner:
                 )
             return self._executor
 
-    @contextmanager
-    def _stream(self, *, alone: bool) -> Iterator[DeviceModel]:
-        """A stream of the device that has most to spare, as the model's Ops."""
+    def _run_on_stream(
+        self,
+        alone: bool,
+        texts: TokenizedTexts,
+        indices: NDArray[np.int32],
+        skip: int,
+        hidden_states: bool,
+        on_batch: OnBatch,
+    ) -> None:
+        """Run a batch on a stream of the device that has most to spare."""
         with self._slots.one() as number:
             self._check_open()
             here = self.models[number]
             with here.ops.stream(alone=alone) as ops:
-                yield here._replace(ops=ops)
+                running = DeviceModel(ops, here.parameters, here.steps)
+                self._run_batch(running, texts, indices, skip, hidden_states, on_batch)
             with self._lock:
                 self.batches[number] += 1
 
@@ -238,21 +248,20 @@ class Runner:
         if self._closed:
             raise EngineClosedError("the engine must be open, it was closed: load it again")
 
-    def _check(self, seqlens: NDArray[np.int64]) -> None:
-        if not seqlens.all():
+    def _check(self, seqlens: list[int]) -> None:
+        if 0 in seqlens:
             raise InputError(
-                f"text {int(seqlens.argmin())} must have at least one token, "
-                "its tokenizer gave none"
+                f"text {seqlens.index(0)} must have at least one token, its tokenizer gave none"
             )
         limit = self.budget.memory_limit
-        if limit is not None and seqlens.size:
-            longest = int(seqlens.argmax())
-            needed = self.scratch_bytes(int(seqlens[longest]), int(seqlens[longest]), 1)
+        if limit is not None and seqlens:
+            longest = seqlens.index(max(seqlens))
+            needed = self.scratch_bytes(seqlens[longest], seqlens[longest], 1)
             if needed > limit:
                 streams = self.budget.num_streams
                 share = f", {limit} for each of {streams} batches at once" if streams > 1 else ""
                 raise MemoryLimitError(
-                    f"text {longest} of {int(seqlens[longest])} tokens must fit memory_limit = "
+                    f"text {longest} of {seqlens[longest]} tokens must fit memory_limit = "
                     f"{limit * streams} bytes{share}, it needs {needed}: raise the limit or lower "
                     "max_length"
                 )
@@ -265,7 +274,6 @@ class Runner:
         skip: int,
         hidden_states: bool,
         on_batch: OnBatch,
-        deliver: threading.Lock,
     ) -> None:
         batch = self._pack(texts, indices, skip)
 
@@ -277,6 +285,11 @@ class Runner:
         results: tuple[Any, ...] | None = None
         try:
             results = here.ops.forward(batch, compute, key=hidden_states)
+        except InputError:
+            error = self._wrong_id(texts, indices)
+            if error is None:
+                raise
+            raise error from None
         except (MemoryError, DeviceMemoryError):
             if indices.size == 1:
                 raise
@@ -285,34 +298,36 @@ class Runner:
             # Not inside the handler, whose traceback would keep the failed pass's arrays alive.
             middle = indices.size // 2
             for half in (indices[:middle], indices[middle:]):
-                self._run_batch(here, texts, half, skip, hidden_states, on_batch, deliver)
+                self._run_batch(here, texts, half, skip, hidden_states, on_batch)
             return
         rows, *states = results
-        with deliver:
-            on_batch(indices, rows, states[0] if states else None, batch.cu_seqlens)
+        on_batch(indices, rows, states[0] if states else None, batch.cu_seqlens)
 
     def _pack(self, texts: TokenizedTexts, indices: NDArray[np.int32], skip: int) -> Batch:
         order = indices.tolist()
-        batch = pack(
+        return pack(
             [texts.input_ids[i] for i in order],
             token_type_ids=token_types(self.config, [texts.token_type_ids[i] for i in order]),
             first_position=self.config.first_position,
             pad_token_id=self.config.pad_token_id if self.config.first_position else None,
             skip=[min(skip, texts.input_ids[i].size - 1) for i in order] if skip else None,
         )
+
+    def _wrong_id(self, texts: TokenizedTexts, indices: NDArray[np.int32]) -> InputError | None:
+        """The error that names the first text with an id outside its table, None without one."""
         config = self.config
-        for name, rows in (
-            ("input_ids", config.vocab_size),
-            ("token_type_ids", max(1, config.type_vocab_size)),
+        types = token_types(config, texts.token_type_ids)
+        for name, ids, rows in (
+            ("input_ids", texts.input_ids, config.vocab_size),
+            ("token_type_ids", types or [], max(1, config.type_vocab_size)),
         ):
-            if getattr(batch, name).max() >= rows:
-                ids = getattr(texts, name)
-                i = next(i for i in sorted(order) if ids[i].max() >= rows)
-                raise InputError(
-                    f"text {i}: {name} must be from 0 to {rows - 1}, got {ids[i].max()}: the "
-                    "tokenizer and config.json belong to different models"
-                )
-        return batch
+            for i in sorted(indices.tolist()) if ids else ():
+                if ids[i].max() >= rows:
+                    return InputError(
+                        f"text {i}: {name} must be from 0 to {rows - 1}, got {ids[i].max()}: the "
+                        "tokenizer and config.json belong to different models"
+                    )
+        return None
 
 
 def token_types(

@@ -40,22 +40,26 @@ class TokenizedTexts:
     Attributes:
         input_ids: one int32 array per text.
         token_type_ids: one int32 array per text.
-        num_tokens_before: (num_texts,) tokens that each text had before cutting.
+        num_tokens_before: tokens that each text had before cutting.
     """
 
     input_ids: list[NDArray[np.int32]]
     token_type_ids: list[NDArray[np.int32]]
-    num_tokens_before: NDArray[np.int64]
+    num_tokens_before: list[int]
 
     @property
-    def seqlens(self) -> NDArray[np.int64]:
-        """Tokens of each text after cutting, (num_texts,)."""
-        return np.array([ids.size for ids in self.input_ids], np.int64)
+    def seqlens(self) -> list[int]:
+        """Tokens of each text after cutting. A list: one text's array takes longer than its ids."""
+        return [ids.size for ids in self.input_ids]
 
     @property
-    def truncated(self) -> NDArray[np.intp]:
+    def truncated(self) -> list[int]:
         """Indices of the texts that were cut."""
-        return np.flatnonzero(self.num_tokens_before > self.seqlens)
+        seqlens = self.seqlens
+        if self.num_tokens_before == seqlens:
+            return []
+        pairs = zip(self.num_tokens_before, seqlens, strict=True)
+        return [i for i, (before, after) in enumerate(pairs) if before > after]
 
 
 class Tokenizer:
@@ -161,7 +165,7 @@ class Tokenizer:
                 type_ids = np.array(encoding.type_ids, np.int32)
                 ids.append(input_ids if kept is None else input_ids[kept])
                 types.append(type_ids if kept is None else type_ids[kept])
-        return TokenizedTexts(ids, types, np.array(before, np.int64))
+        return TokenizedTexts(ids, types, before)
 
     def prompt_length(self, prompt: str) -> int:
         """Tokens that a prompt takes at the start of a text, special tokens at its start included.

@@ -58,11 +58,20 @@ def test_all_rounds_are_used_and_marked_where_too_few_are_clean() -> None:
     assert found["ratio"]["low"] == 0.5
 
 
+def test_what_was_handled_is_held_against_the_ceiling_of_the_moment() -> None:
+    ceilings = (10.0, 5.0, None)
+    rounds = [{"base": Sample((2.0,), 0.0, ceiling)} for ceiling in ceilings]
+    found = summarise(rounds, "base", "base", amount=20)
+    assert found is not None
+    assert found["per_ceiling"] == {"median": 1.5, "low": 1.0, "high": 2.0}
+
+
 def test_a_contender_without_samples_has_no_summary() -> None:
     assert summarise([{"base": sample(1.0)}], "gone", "base", amount=1) is None
     alone = summarise([{"fast": sample(1.0)}], "fast", "base", amount=1)
     assert alone is not None
     assert alone["ratio"] is None
+    assert alone["per_ceiling"] is None
 
 
 def test_spread_and_percentiles() -> None:

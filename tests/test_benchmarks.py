@@ -26,6 +26,7 @@ from benchmarks.environments import (
 from benchmarks.harness import SHARES, Run
 from benchmarks.models import Shape, shape_of, token_counter, write_bert_base
 from benchmarks.rounds import Meter
+from minibert.cli import machine
 from tests.conftest import TinyModel
 
 SETTINGS = Settings(
@@ -72,6 +73,7 @@ def make_run(model: Path, folder: Path, lines: list[str], **identity: str) -> Ru
         state=folder / "state.json",
         identity=identity,
         say=lines.append,
+        ceiling_now={"float32": 1e12}.get,
     )
 
 
@@ -115,7 +117,9 @@ def test_every_stage_is_in_the_results(results: dict[str, Any]) -> None:
     assert footprint["about"]["versions"]["minibert-engine"]
     assert set(results["texts"]["contenders"]["minibert-numpy"]) == {"4", "8"}
     assert results["workloads"]["request-32"]["texts"] == 32
-    assert 0 < results["floors"]["minibert-numpy"]["mixed"]
+    shares = results["floors"]["minibert-numpy"]
+    assert 0 < shares["mixed"]
+    assert shares["mixed then"] == pytest.approx(shares["mixed"] / 100)  # 1e10 and 1e12 a second
 
 
 def test_results_name_no_folder_of_the_machine(results: dict[str, Any]) -> None:
@@ -132,6 +136,8 @@ def test_the_report_shows_all_of_it(results: dict[str, Any]) -> None:
     for title in ("Requests", "Single texts", "Fidelity", "Workloads", "Versions"):
         assert f"### {title}\n" in page
     assert report.headline(results) in page
+    shares = results["floors"]["minibert-numpy"]
+    assert f" {100 * shares['mixed']:.0f} % ({100 * shares['mixed then']:.0f} %) |" in page
 
 
 def test_a_short_run_puts_no_table_on_the_first_page(results: dict[str, Any]) -> None:
@@ -278,6 +284,17 @@ def test_ceilings_are_measured_for_what_the_processor_has(tmp_path: Path) -> Non
     found = ceilings.measure([], threads=1, scratch=tmp_path, each_s=0.001)
     assert set(found) <= {"gemm_numpy"}
     assert all(entry["per_s"] > 0 for entry in found.values())
+
+
+def test_a_ceiling_can_be_asked_for_again_and_again(tmp_path: Path) -> None:
+    features = machine.cpu_features() or []
+    found = ceilings.measure(features, threads=1, scratch=tmp_path, each_s=0.001)
+    moments = ceilings.Ceilings(found, threads=1, scratch=tmp_path, moment_s=0.001)
+    loops = {entry["dtype"] for name, entry in found.items() if name in ceilings.LOOPS}
+    for dtype in ("float32", "int8"):
+        assert (moments.now(dtype) is not None) == (dtype in loops)
+    assert all(moments.now(dtype) > 0 for dtype in loops)  # type: ignore[operator]
+    assert moments.now("float64") is None
 
 
 def test_reasons_and_sizes_name_no_folder(tmp_path: Path) -> None:

@@ -79,15 +79,15 @@ def test_texts_and_pairs_may_stand_together(folders: dict[str, Path]) -> None:
 def test_tokens_before_cutting_are_counted(folders: dict[str, Path]) -> None:
     tokenizer = Tokenizer.from_folder(folders["bert"])
     tokenized = tokenizer.encode(["the cat", "the cat sat on", ""], max_length=4)
-    assert tokenized.num_tokens_before.tolist() == [4, 6, 2]
+    assert tokenized.num_tokens_before == [4, 6, 2]
     assert [ids.size for ids in tokenized.input_ids] == [4, 4, 2]
-    assert tokenized.truncated.tolist() == [1]
+    assert tokenized.truncated == [1]
 
 
 def test_no_texts_give_no_ids(folders: dict[str, Path]) -> None:
     tokenized = Tokenizer.from_folder(folders["bert"]).encode([], max_length=8)
     assert tokenized.input_ids == []
-    assert tokenized.truncated.size == 0
+    assert tokenized.truncated == []
 
 
 def test_more_texts_than_one_chunk_keep_their_order(folders: dict[str, Path]) -> None:

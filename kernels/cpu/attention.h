@@ -121,7 +121,7 @@ inline float exponentiate_row(float* scores, int64_t keys, float scale, Softmax&
 //   weigh(queries, keys)                      the block's values by that
 //   context(r, d) -> Vec::type                of a query
 template <typename Format>
-void attend(const AttentionCall& call, int64_t begin, int64_t end, int64_t head, Format format) {
+void attend(const AttentionCall& call, int64_t begin, int64_t end, int64_t head, Format& format) {
   const int64_t head_dim = call.head_dim;
   const int64_t out_stride = call.num_heads * head_dim, stride = 3 * out_stride;
   const float* query = call.qkv + begin * stride + head * head_dim;
@@ -224,7 +224,8 @@ size_t attention_scratch_bytes(int64_t head_dim) {
 
 void attention_head(const AttentionCall& call, int64_t begin, int64_t end, int64_t head,
                     void* memory) {
-  attend(call, begin, end, head, FloatAttention(memory, call.head_dim, call.softmax_scale));
+  FloatAttention format(memory, call.head_dim, call.softmax_scale);
+  attend(call, begin, end, head, format);
 }
 
 }  // namespace

@@ -89,16 +89,21 @@ inline void quantise_words(int16_t* out, int64_t depth, const float* rows, int64
     }
 }
 
-// scores -> 2^(13 + scale * score - maximum) as whole numbers, zeros up to the next vector's end.
-// 2^f, |f| <= 1/2, by a polynomial of degree 4, off by 2.6e-6.
+// Where exponentials stand and values are taken from: a pair is a key and the one kLanes after it
+// while both vectors are whole, so that two vectors of exponentials make a vector of pairs; the last
+// keys are paired as they come.
+inline int64_t paired_keys(int64_t keys) { return keys / (2 * Vec::kLanes) * (2 * Vec::kLanes); }
+
+// scores -> 2^(13 + scale * score - maximum), whole numbers in the lowest bits of floats. 2^f,
+// |f| <= 1/2, by a polynomial of degree 4, off by 2.6e-6. Lanes past the last key are zeros.
 template <int kCount>
-inline __attribute__((always_inline)) void exponentiate_words(int16_t* out, const int32_t* scores,
-                                                              int64_t keys, Vec::type scale,
-                                                              Vec::type offset, Vec::type& sum) {
+inline __attribute__((always_inline)) void exponentiate_words(Vec::type (&p)[kCount],
+                                                              const int32_t* scores, int64_t keys,
+                                                              Vec::type scale, Vec::type offset) {
   const Vec::type lowest = Vec::broadcast(-2.0f);  // rounds to 0
   const Vec::type highest = Vec::broadcast((float)kProbabilityBits);
   const Vec::type bits = whole_bits();
-  Vec::type x[kCount], n[kCount], p[kCount];
+  Vec::type x[kCount], n[kCount];
   MINIBERT_EACH x[i] = Vec::fma(Vec::load_int32(scores + i * Vec::kLanes), scale, offset);
   MINIBERT_EACH x[i] = Vec::min(Vec::max(x[i], lowest), highest);
   if (kCount == 1 && keys < Vec::kLanes) x[0] = Vec::keep_first(x[0], keys, lowest);
@@ -106,17 +111,15 @@ inline __attribute__((always_inline)) void exponentiate_words(int16_t* out, cons
   MINIBERT_EACH x[i] = Vec::sub(x[i], Vec::sub(n[i], bits));
   polynomial(p, x, {0.009570102f, 0.055917859f, 0.24024744f, 0.69312179f, 0.99999928f});
   MINIBERT_EACH p[i] = Vec::add(Words::add_exponent(p[i], n[i]), bits);
-  MINIBERT_EACH Words::store_low(out + i * Vec::kLanes, p[i]);
-  MINIBERT_EACH sum = Vec::add(sum, Vec::sub(p[i], bits));
 }
 
 // As exponentiate_row; maxima are exponents of 2. `poison` is added to the sum: 0, or NaN.
 inline float exponentiate_row_int16(int16_t* out, const int32_t* scores, int64_t keys, float scale,
                                     float poison, Softmax& state) {
+  constexpr int64_t kLanes = Vec::kLanes;
   Vec::type most = Vec::broadcast(-__builtin_inff());
   int64_t j = 0;
-  for (; j + Vec::kLanes <= keys; j += Vec::kLanes)
-    most = Vec::max(most, Vec::load_int32(scores + j));
+  for (; j + kLanes <= keys; j += kLanes) most = Vec::max(most, Vec::load_int32(scores + j));
   if (j < keys)
     most = Vec::max(most, Vec::keep_first(Vec::load_int32(scores + j), keys - j, most));
   const float largest = Vec::reduce_max(most) * scale;
@@ -124,12 +127,33 @@ inline float exponentiate_row_int16(int16_t* out, const int32_t* scores, int64_t
   if (largest > before) state.maximum = largest;
   const Vec::type factor = Vec::broadcast(scale);
   const Vec::type offset = Vec::broadcast((float)kProbabilityBits - state.maximum);
-  Vec::type sum = Vec::zero();
-  for (j = 0; j + kTogether * Vec::kLanes <= keys; j += kTogether * Vec::kLanes)
-    exponentiate_words<kTogether>(out + j, scores + j, keys - j, factor, offset, sum);
-  for (; j < keys; j += Vec::kLanes)
-    exponentiate_words<1>(out + j, scores + j, keys - j, factor, offset, sum);
-  return state.add(before, 0.693147181f, Vec::reduce_add(sum) / kOne + poison);
+  const auto ones = Words::ones();
+  const int64_t paired = paired_keys(keys);
+  Words::type sums = Words::zero();
+  // Sums of whole numbers below 2^24, so no order of them rounds.
+  const auto take_pairs = [&](auto count) MINIBERT_INLINE {
+    constexpr int kCount = decltype(count)::value;
+    Vec::type p[kCount];
+    exponentiate_words(p, scores + j, keys - j, factor, offset);
+#pragma GCC unroll 4
+    for (int i = 0; i < kCount; i += 2) {
+      const auto pairs = Words::low_pairs(p[i], p[i + 1]);
+      Words::store_pairs(out + j + i * kLanes, pairs);
+      Words::multiply_add(sums, pairs, ones);
+    }
+    j += kCount * kLanes;
+  };
+  for (j = 0; j + 4 * kLanes <= paired;) take_pairs(Count<4>());
+  if (j < paired) take_pairs(Count<2>());
+  Vec::type rest = Vec::zero();
+  for (; j < keys; j += kLanes) {
+    Vec::type p[1];
+    exponentiate_words(p, scores + j, keys - j, factor, offset);
+    Words::store_low(out + j, p[0]);
+    rest = Vec::add(rest, Vec::sub(p[0], whole_bits()));
+  }
+  const float sum = Vec::reduce_add(Vec::add(rest, Words::to_float(sums)));
+  return state.add(before, 0.693147181f, sum / kOne + poison);
 }
 
 struct Int16Attention {
@@ -234,12 +258,17 @@ struct Int16Attention {
       }
       Vec::store(value_scale + c, Vec::mul(most, Vec::broadcast(1.0f / (kValueSteps * kOne))));
       const Vec::type steps = Vec::div(Vec::broadcast(kValueSteps), most);
-      for (int64_t pair = 0; pair < pairs; ++pair) {
-        const bool whole = 2 * pair + 1 < keys;
-        Words::store_low_pairs(panel + 2 * pair * kPanelCols,
-                               Vec::fma(load(2 * pair), steps, bits),
-                               whole ? Vec::fma(load(2 * pair + 1), steps, bits) : bits);
-      }
+      const auto store = [&](int64_t first, int64_t second) {
+        Words::store_pairs(panel, Words::low_pairs(Vec::fma(load(first), steps, bits),
+                                                   second < keys
+                                                       ? Vec::fma(load(second), steps, bits)
+                                                       : bits));
+        panel += 2 * kPanelCols;
+      };
+      int64_t j = 0;
+      for (; j < paired_keys(keys); j += 2 * Vec::kLanes)
+        for (int64_t i = 0; i < Vec::kLanes; ++i) store(j + i, j + i + Vec::kLanes);
+      for (; j < keys; j += 2) store(j, j + 1);
     }
     return Vec::reduce_add(not_finite);
   }
@@ -251,7 +280,8 @@ size_t attention_int16_scratch_bytes(int64_t head_dim) {
 
 void attention_head_int16(const AttentionCall& call, int64_t begin, int64_t end, int64_t head,
                           void* memory) {
-  attend(call, begin, end, head, Int16Attention(memory, call.head_dim, call.softmax_scale));
+  Int16Attention format(memory, call.head_dim, call.softmax_scale);
+  attend(call, begin, end, head, format);
 }
 
 constexpr minibert::AttentionKernel kAttentionInt16 = {attention_int16_scratch_bytes,

@@ -75,44 +75,50 @@ class PanelPrefetch {
 };
 
 // `sums(row, col, lanes)` is the vector of sums at a place of the tile; a template, so that it is
-// formed in registers. kCount neighbouring vectors, `lanes` of them real.
+// formed in registers. kCount neighbouring vectors from column c on, `lanes` of them real; bias, out
+// and residual (or null) begin with the tile's column of that row.
 template <Activation kActivation, int kCount, typename Sums>
-inline __attribute__((always_inline)) void finish_vectors(const Linear& linear,
-                                                          const LinearCall& call, const Tile& tile,
-                                                          const Sums& sums, int64_t r, int64_t c,
-                                                          int64_t lanes) {
-  const int64_t offset = (tile.row + r) * linear.out_features + tile.col + c;
+inline __attribute__((always_inline)) void finish_vectors(float* out, const float* bias,
+                                                          const float* residual, const Sums& sums,
+                                                          int64_t r, int64_t c, int64_t lanes) {
   const bool whole = lanes >= kCount * Vec::kLanes;
   Vec::type x[kCount];
 #pragma GCC unroll 8
   for (int i = 0; i < kCount; ++i)
-    x[i] = Vec::add(sums(r, c + i * Vec::kLanes, lanes),
-                    Vec::load(linear.bias + tile.col + c + i * Vec::kLanes));
+    x[i] = Vec::add(sums(r, c + i * Vec::kLanes, lanes), Vec::load(bias + c + i * Vec::kLanes));
   activate<kActivation>(x);
 #pragma GCC unroll 8
   for (int i = 0; i < kCount; ++i) {
-    const int64_t at = offset + i * Vec::kLanes;
-    if (call.residual) {
-      const float* residual = call.residual + at;
-      x[i] = Vec::add(x[i], whole ? Vec::load(residual) : Vec::load_partial(residual, lanes));
-    }
+    const int64_t at = c + i * Vec::kLanes;
+    if (residual)
+      x[i] = Vec::add(x[i], whole ? Vec::load(residual + at)
+                                  : Vec::load_partial(residual + at, lanes));
     if (whole)
-      Vec::store(call.out + at, x[i]);
+      Vec::store(out + at, x[i]);
     else
-      Vec::store_partial(call.out + at, x[i], lanes);
+      Vec::store_partial(out + at, x[i], lanes);
   }
 }
 
+// What `linear` and `call` say is copied first: for all that the compiler knows, each store of a
+// vector could change it.
 template <Activation kActivation, typename Sums>
 inline void finish_rows(const Linear& linear, const LinearCall& call, const Tile& tile, Sums sums) {
   constexpr int kTogether = 2;
   constexpr int64_t kStep = kTogether * Vec::kLanes;
-  for (int64_t r = 0; r < tile.rows; ++r) {
+  const int64_t stride = linear.out_features, rows = tile.rows, cols = tile.cols;
+  const float* bias = linear.bias + tile.col;
+  const int64_t first = tile.row * stride + tile.col;
+  float* out = call.out + first;
+  const float* residual = call.residual ? call.residual + first : nullptr;
+  for (int64_t r = 0; r < rows; ++r) {
     int64_t c = 0;
-    for (; c + kStep <= tile.cols; c += kStep)
-      finish_vectors<kActivation, kTogether>(linear, call, tile, sums, r, c, kStep);
-    for (; c < tile.cols; c += Vec::kLanes)
-      finish_vectors<kActivation, 1>(linear, call, tile, sums, r, c, tile.cols - c);
+    for (; c + kStep <= cols; c += kStep)
+      finish_vectors<kActivation, kTogether>(out, bias, residual, sums, r, c, kStep);
+    for (; c < cols; c += Vec::kLanes)
+      finish_vectors<kActivation, 1>(out, bias, residual, sums, r, c, cols - c);
+    out += stride;
+    if (residual) residual += stride;
   }
 }
 

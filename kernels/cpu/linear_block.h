@@ -96,7 +96,8 @@ void block_pack(void* packed, const float* weight, int64_t out_features, int64_t
 template <int kRows>
 void multiply_block_rows(float* __restrict__ out, const float* __restrict__ a, int64_t a_stride,
                          const uint16_t* __restrict__ index, const float* __restrict__ values,
-                         int64_t count, Ahead ahead) {
+                         int64_t count, const Ahead& asked) {
+  Ahead ahead = asked;
   for (int64_t begin = 0; begin == 0 || begin < count; begin += kBlockChain) {
     Vec::type acc[kRows][kBlockVecs];
 #pragma GCC unroll 16
@@ -131,7 +132,7 @@ void multiply_block_rows(float* __restrict__ out, const float* __restrict__ a, i
 }
 
 using MultiplyBlock = void (*)(float*, const float*, int64_t, const uint16_t*, const float*,
-                               int64_t, Ahead);
+                               int64_t, const Ahead&);
 
 inline MultiplyBlock multiply_block_for(int64_t rows) {
   return for_rows<kBlockTileRows>(

@@ -105,7 +105,7 @@ void int8_tiles_prepare(void* prepared, const float* hidden, int64_t row_begin, 
           continue;
         }
         // Lanes past the last input meet zero weights.
-        Vec::store_uint8(out + i, quantize<kInt8TilesSteps>(source, begin + i, lanes, quantizer,
+        Vec::store_lowest_byte(out + i, quantize<kInt8TilesSteps>(source, begin + i, lanes, quantizer,
                                                             rows.excess + row * rows.capacity));
       }
     }

@@ -89,7 +89,7 @@ struct Products {
   // out (rows, kCols) = a (rows, depth) times the panel, without the zero points. rows: at most
   // kTileRows.
   static void multiply(int64_t rows, int32_t* out, const uint8_t* a, const int8_t* panel,
-                       int64_t depth, const ZeroPoints& zero_points, Ahead ahead) {
+                       int64_t depth, const ZeroPoints& zero_points, const Ahead& ahead) {
     for_rows<Dot::kTileRows>(rows, [](auto count) {
       return &multiply_rows<decltype(count)::value>;
     })(out, a, panel, depth, zero_points, ahead);
@@ -133,7 +133,8 @@ struct Products {
   __attribute__((noinline)) static void multiply_rows(int32_t* out, const uint8_t* a,
                                                       const int8_t* panel, int64_t depth,
                                                       const ZeroPoints& zero_points,
-                                                      Ahead ahead) {
+                                                      const Ahead& asked) {
+    Ahead ahead = asked;
     const auto* order = (const Order*)(panel + depth * kCols);
     const uint16_t* inputs = order->inputs;
     Dot::type acc[kRows][2];

@@ -55,23 +55,28 @@ inline bool all_finite(const float* row, int64_t size) {
 
 template <int kSteps>
 inline RowQuantizer row_quantizer(const float* row, int64_t size) {
-  // Sixteen sums of squares, added up in one order: the same on paths of 4, 8 and 16 lanes.
-  constexpr int kParts = 16 / Vec::kLanes;
-  Vec::type sums[kParts], low = Vec::zero(), high = Vec::zero();
-  for (int p = 0; p < kParts; ++p) sums[p] = Vec::zero();
-  const auto add = [&](int p, Vec::type x) {
+  // kSums sums of squares, added up in one order: the same on paths of 4, 8 and 16 lanes. Two chains
+  // at least of each kind, or every step would wait for the one before.
+  constexpr int64_t kSums = 32, kParts = kSums / Vec::kLanes;
+  Vec::type sums[kParts], lows[2], highs[2];
+  for (Vec::type& sum : sums) sum = Vec::zero();
+  for (int i = 0; i < 2; ++i) lows[i] = highs[i] = Vec::zero();
+  const auto add = [&](int64_t p, Vec::type x) MINIBERT_INLINE {
     sums[p] = Vec::add(sums[p], Vec::mul(x, x));
-    low = Vec::min(low, x);
-    high = Vec::max(high, x);
+    lows[p % 2] = Vec::min(lows[p % 2], x);
+    highs[p % 2] = Vec::max(highs[p % 2], x);
   };
   int64_t c = 0;
-  for (; c + 16 <= size; c += 16)
-    for (int p = 0; p < kParts; ++p) add(p, Vec::load(row + c + p * Vec::kLanes));
-  for (int p = 0; c < size; ++p, c += Vec::kLanes)
-    add(p, load_up_to(row + c, min_of(Vec::kLanes, size - c)));
-  float lanes[16];
-  for (int p = 0; p < kParts; ++p) Vec::store(lanes + p * Vec::kLanes, sums[p]);
-  for (int half = 8; half > 0; half /= 2)
+  for (; c + kSums <= size; c += kSums)
+#pragma GCC unroll 8
+    for (int64_t p = 0; p < kParts; ++p) add(p, Vec::load(row + c + p * Vec::kLanes));
+#pragma GCC unroll 8
+  for (int64_t p = 0; p < kParts; ++p, c += Vec::kLanes)
+    if (c < size) add(p, load_up_to(row + c, min_of(Vec::kLanes, size - c)));
+  const Vec::type low = Vec::min(lows[0], lows[1]), high = Vec::max(highs[0], highs[1]);
+  float lanes[kSums];
+  for (int64_t p = 0; p < kParts; ++p) Vec::store(lanes + p * Vec::kLanes, sums[p]);
+  for (int64_t half = kSums / 2; half > 0; half /= 2)
     for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
 
   const float squares = lanes[0], infinity = __builtin_inff();
@@ -108,15 +113,20 @@ inline RowQuantizer row_quantizer(const float* row, const Linear& linear) {
   return row_quantizer<kSteps>(row, linear.in_features);
 }
 
-// Quantises inputs begin..begin+lanes of a row: returns q as whole numbers in float, appends what is
-// beyond to `excess` and counts it in row.scale.
+// 1.5 * 2^23: a sum with it, of magnitude below 2^22, is rounded to a whole number, which the lowest
+// bits of the sum are.
+constexpr float kWhole = 12582912.0f;
+
+// Quantises inputs begin..begin+lanes of a row: returns kWhole + q, appends what is beyond to
+// `excess` and counts it in row.scale.
 template <int kSteps>
 inline Vec::type quantize(const float* source, int64_t begin, int64_t lanes, RowQuantizer& row,
                           Excess* excess) {
   const Vec::type x = load_up_to(source + begin, lanes);
-  const Vec::type steps = Vec::add(Vec::round(Vec::mul(x, Vec::broadcast(row.steps_per_unit))),
-                                   Vec::broadcast(row.zero_point));
-  const Vec::type q = Vec::max(Vec::zero(), Vec::min(Vec::broadcast((float)kSteps), steps));
+  const Vec::type steps = Vec::add(Vec::mul(x, Vec::broadcast(row.steps_per_unit)),
+                                   Vec::broadcast(kWhole + row.zero_point));
+  const Vec::type q = Vec::max(Vec::broadcast(kWhole),
+                               Vec::min(Vec::broadcast(kWhole + (float)kSteps), steps));
   uint32_t beyond = Vec::exceed(x, Vec::broadcast(row.limit));
   if (__builtin_expect(beyond != 0, 0)) {
     float rest[Vec::kLanes];

@@ -20,6 +20,7 @@ constexpr int64_t kChain = 128;
 
 // What to bring into the second-level cache meanwhile: one address per k. The panel after this one
 // comes from the third-level cache or from memory; asked for in one burst, it would be waited for.
+// Passed by reference: a copy on the stack, written in parts, would be read as a whole and waited for.
 struct Ahead {
   const char* address;
   int64_t step;                    // bytes
@@ -73,7 +74,8 @@ inline __attribute__((always_inline)) void multiply_tile(float* __restrict__ out
                                                          const float* __restrict__ a,
                                                          int64_t a_stride,
                                                          const float* __restrict__ panel,
-                                                         int64_t depth, Ahead ahead) {
+                                                         int64_t depth, const Ahead& asked) {
+  Ahead ahead = asked;
   for (int64_t begin = 0; begin == 0 || begin < depth; begin += kChain) {
     Vec::type acc[kRows][Vec::kTileVecs];
 #pragma GCC unroll 16
@@ -107,11 +109,12 @@ inline __attribute__((always_inline)) void multiply_tile(float* __restrict__ out
 }
 
 // The template above for a number of rows known at run time. Not inlined: one copy per path.
-using MultiplyTile = void (*)(float*, int64_t, const float*, int64_t, const float*, int64_t, Ahead);
+using MultiplyTile = void (*)(float*, int64_t, const float*, int64_t, const float*, int64_t,
+                              const Ahead&);
 
 template <int kRows>
 void multiply_rows(float* out, int64_t out_stride, const float* a, int64_t a_stride,
-                   const float* panel, int64_t depth, Ahead ahead) {
+                   const float* panel, int64_t depth, const Ahead& ahead) {
   multiply_tile<kRows>(out, out_stride, a, a_stride, panel, depth, ahead);
 }
 

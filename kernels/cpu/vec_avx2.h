@@ -81,12 +81,14 @@ struct Vec {
   static type load_float16(const uint16_t* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
   }
-  // Whole numbers in float, 0..255, to uint8.
-  static void store_uint8(uint8_t* p, type x) {
-    const __m256i wide = _mm256_cvtps_epi32(x);
-    const __m128i half = _mm_packs_epi32(_mm256_castsi256_si128(wide),
-                                         _mm256_extracti128_si256(wide, 1));
-    _mm_storel_epi64((__m128i*)p, _mm_packus_epi16(half, half));
+  // The lowest eight of each lane's bits.
+  static void store_lowest_byte(uint8_t* p, type x) {
+    const __m256i lowest = _mm256_setr_epi8(
+        0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+        -1, -1, -1, -1, 0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1);
+    const __m256i bytes = _mm256_shuffle_epi8(_mm256_castps_si256(x), lowest);
+    _mm_storel_epi64((__m128i*)p, _mm_or_si128(_mm256_castsi256_si128(bytes),
+                                               _mm256_extracti128_si256(bytes, 1)));
   }
   static type load_int32(const int32_t* p) {
     return _mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i*)p));

@@ -72,8 +72,8 @@ struct Vec {
   static type load_float16(const uint16_t* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
   }
-  static void store_uint8(uint8_t* p, type x) {
-    _mm_storeu_si128((__m128i*)p, _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(x)));
+  static void store_lowest_byte(uint8_t* p, type x) {
+    _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(_mm512_castps_si512(x)));
   }
   static type load_int32(const int32_t* p) { return _mm512_cvtepi32_ps(_mm512_loadu_si512(p)); }
   static void transpose(float* out, int64_t out_stride, const float* in, int64_t in_stride) {

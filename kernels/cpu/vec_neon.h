@@ -73,9 +73,9 @@ struct Vec {
   static type load_float16(const uint16_t* p) {
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
   }
-  static void store_uint8(uint8_t* p, type x) {
-    const uint16x4_t wide = vqmovn_u32(vcvtnq_u32_f32(x));
-    const uint8x8_t narrow = vqmovn_u16(vcombine_u16(wide, wide));
+  static void store_lowest_byte(uint8_t* p, type x) {
+    const uint16x4_t wide = vmovn_u32(vreinterpretq_u32_f32(x));
+    const uint8x8_t narrow = vmovn_u16(vcombine_u16(wide, wide));
     vst1_lane_u32((uint32_t*)p, vreinterpret_u32_u8(narrow), 0);
   }
   static type load_int32(const int32_t* p) { return vcvtq_f32_s32(vld1q_s32(p)); }

@@ -142,8 +142,12 @@ struct SoftwareVec {
   static type load_float16(const uint16_t* p) {
     return each([&](int i) { return widen_float16(p[i]); });
   }
-  static void store_uint8(uint8_t* p, const type& x) {
-    for (int i = 0; i < kWidth; ++i) p[i] = (uint8_t)x.lane[i];
+  static void store_lowest_byte(uint8_t* p, const type& x) {
+    for (int i = 0; i < kWidth; ++i) {
+      uint32_t bits;
+      __builtin_memcpy(&bits, &x.lane[i], sizeof bits);
+      p[i] = (uint8_t)bits;
+    }
   }
   static type load_int32(const int32_t* p) {
     return each([&](int i) { return (float)p[i]; });

@@ -10,6 +10,7 @@ namespace {
 struct Words {
 #if defined(__AVX512BW__)
   using type = __m512i;
+  using Pairs = __m512i;
   static type zero() { return _mm512_setzero_si512(); }
   static type load(const int16_t* p) { return _mm512_loadu_si512(p); }
   static type broadcast(const int16_t* pair) { return _mm512_set1_epi32(bits_of(pair)); }
@@ -24,17 +25,20 @@ struct Words {
   static void store_low(int16_t* p, Vec::type x) {
     _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(_mm512_castps_si512(x)));
   }
-  static void store_low_pairs(int16_t* p, Vec::type even, Vec::type odd) {
+  static Pairs low_pairs(Vec::type even, Vec::type odd) {
     const __m512i upper = _mm512_slli_epi32(_mm512_castps_si512(odd), 16);
-    _mm512_storeu_si512(p,
-                        _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_castps_si512(even), upper));
+    return _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_castps_si512(even), upper);
   }
+  static void store_pairs(int16_t* p, Pairs x) { _mm512_storeu_si512(p, x); }
+  static Pairs ones() { return _mm512_set1_epi16(1); }
+  static Vec::type to_float(type x) { return _mm512_cvtepi32_ps(x); }
   static Vec::type add_exponent(Vec::type x, Vec::type n) {
     const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(n), 23);
     return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), exponent));
   }
 #else
   using type = __m256i;
+  using Pairs = __m256i;
   static type zero() { return _mm256_setzero_si256(); }
   static type load(const int16_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
   static type broadcast(const int16_t* pair) { return _mm256_set1_epi32(bits_of(pair)); }
@@ -52,11 +56,13 @@ struct Words {
     const __m256i packed = _mm256_packs_epi32(low, low);
     _mm_storeu_si128((__m128i*)p, _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 8)));
   }
-  static void store_low_pairs(int16_t* p, Vec::type even, Vec::type odd) {
+  static Pairs low_pairs(Vec::type even, Vec::type odd) {
     const __m256i upper = _mm256_slli_epi32(_mm256_castps_si256(odd), 16);
-    _mm256_storeu_si256((__m256i*)p,
-                        _mm256_blend_epi16(_mm256_castps_si256(even), upper, 0xaa));
+    return _mm256_blend_epi16(_mm256_castps_si256(even), upper, 0xaa);
   }
+  static void store_pairs(int16_t* p, Pairs x) { _mm256_storeu_si256((__m256i*)p, x); }
+  static Pairs ones() { return _mm256_set1_epi16(1); }
+  static Vec::type to_float(type x) { return _mm256_cvtepi32_ps(x); }
   static Vec::type add_exponent(Vec::type x, Vec::type n) {
     const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(n), 23);
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), exponent));

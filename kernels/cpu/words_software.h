@@ -33,11 +33,22 @@ struct Words {
   static void store_low(int16_t* p, const Vec::type& x) {
     for (int i = 0; i < Vec::kLanes; ++i) p[i] = (int16_t)bits_of(x.lane[i]);
   }
-  static void store_low_pairs(int16_t* p, const Vec::type& even, const Vec::type& odd) {
+  static Pairs low_pairs(const Vec::type& even, const Vec::type& odd) {
+    Pairs out;
     for (int i = 0; i < Vec::kLanes; ++i) {
-      p[2 * i] = (int16_t)bits_of(even.lane[i]);
-      p[2 * i + 1] = (int16_t)bits_of(odd.lane[i]);
+      out.word[2 * i] = (int16_t)bits_of(even.lane[i]);
+      out.word[2 * i + 1] = (int16_t)bits_of(odd.lane[i]);
     }
+    return out;
+  }
+  static void store_pairs(int16_t* p, const Pairs& x) { memcpy(p, &x, sizeof x); }
+  static Pairs ones() {
+    Pairs out;
+    for (int16_t& word : out.word) word = 1;
+    return out;
+  }
+  static Vec::type to_float(const type& x) {
+    return Vec::each([&](int i) { return (float)x.lane[i]; });
   }
   // x times 2 to the power that the low bits of n hold.
   static Vec::type add_exponent(const Vec::type& x, const Vec::type& n) {

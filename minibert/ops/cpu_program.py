@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from minibert.batch import Batch
+from minibert.batch import Batch, IntArray
 from minibert.errors import InputError
 from minibert.kernels.cpu.loader import native
 from minibert.ops.interface import TABLE_NAMES, Activation, PoolMode, outside_error
@@ -56,14 +56,14 @@ class CpuEmbedding(NamedTuple):
 
 
 class CpuBatch(NamedTuple):
-    """A batch and the addresses of its arrays."""
+    """A batch whose arrays the kernels can read."""
 
     batch: Batch
     num_tokens: int
     num_seqs: int
-    ids: tuple[int, int, int]  # addresses of input_ids, position_ids, token_type_ids
-    cu_seqlens: int
-    skip: int
+    ids: tuple[IntArray, IntArray, IntArray]  # input_ids, position_ids, token_type_ids
+    cu_seqlens: IntArray
+    skip: IntArray
 
 
 class Value(NamedTuple):
@@ -113,7 +113,7 @@ class Program:
             batch.skip,
             batch.num_tokens,
             batch.num_seqs,
-            *map(address, arrays.values()),
+            *arrays.values(),
         )
         if outside >= 0:
             raise_outside(outside, batch, self._table_rows)
@@ -226,12 +226,6 @@ class _Recorder:
 
     def _value(self, per_sequence: bool, cols: int) -> Value:
         return Value(native().program_value(self.handle, per_sequence, cols), per_sequence, cols)
-
-
-def address(array: NDArray[Any]) -> int:
-    """Where an array's values begin; `ctypes.data` takes three times as long to say it."""
-    found: int = array.__array_interface__["data"][0]
-    return found
 
 
 def check_columns(cols: int, expected: int) -> None:

@@ -18,6 +18,10 @@ def steps_of(isa: str) -> int:
     return 127 if isa in ("avx2", "avx512") else 255
 
 
+SUMS = 32  # of squares, side by side
+WHOLE = np.float32(12582912)  # 1.5 * 2^23: a float32 sum with it is rounded to a whole number
+
+
 def clip_of(steps: int) -> Any:
     """Root mean squares that the steps cover: fewer where the steps are fewer."""
     return np.float32(6.0 if steps > 127 else 3.5)
@@ -25,12 +29,12 @@ def clip_of(steps: int) -> Any:
 
 def limit_of(x: Any, steps: int) -> Any:
     """`clip_of` times the root mean square of each row, summed in the kernel's order."""
-    padded = np.zeros((len(x), -(-x.shape[1] // 16) * 16), np.float32)
+    padded = np.zeros((len(x), -(-x.shape[1] // SUMS) * SUMS), np.float32)
     with np.errstate(over="ignore"):
         padded[:, : x.shape[1]] = x * x
-    lanes = np.zeros((len(x), 16), np.float32)
-    for begin in range(0, padded.shape[1], 16):
-        lanes += padded[:, begin : begin + 16]
+    lanes = np.zeros((len(x), SUMS), np.float32)
+    for begin in range(0, padded.shape[1], SUMS):
+        lanes += padded[:, begin : begin + SUMS]
     while lanes.shape[1] > 1:
         half = lanes.shape[1] // 2
         lanes = lanes[:, :half] + lanes[:, half:]
@@ -46,7 +50,7 @@ def quantize_rows(x: Any, steps: int) -> tuple[Any, Any]:
     spread = high - low
     per_unit = np.divide(np.float32(steps), spread, where=spread > 0, out=np.zeros_like(spread))
     zero_point = np.rint(-low * per_unit)[:, None]
-    whole = np.rint(x * per_unit[:, None]) + zero_point
+    whole = (x * per_unit[:, None] + (WHOLE + zero_point)) - WHOLE
     # Within the limit both roundings together may pass the last step by one; beyond, all counts.
     q = np.where(np.abs(x) > limit[:, None], whole, np.clip(whole, 0, steps))
     return (q - zero_point).astype(np.int64), spread / np.float32(steps)
@@ -210,7 +214,8 @@ def fixed_integers(x: Any, weight: Any, bias: Any, steps: int, fixed: tuple[floa
     per_unit = np.float32(steps) / (high - low)
     zero_point = np.rint(-low * per_unit)
     with np.errstate(over="ignore"):
-        q = np.clip(np.rint(x * per_unit) + zero_point, 0, steps) - zero_point
+        whole = (x * per_unit + (WHOLE + zero_point)) - WHOLE
+        q = np.clip(whole, 0, steps) - zero_point
     weight_q, weight_scale = quantize_weight(weight)
     acc = q.astype(np.int64) @ weight_q.T
     scale = (high - low) / np.float32(steps) * weight_scale[None, :]
