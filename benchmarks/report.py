@@ -43,9 +43,8 @@ def rewrite(text: str, body: str, name: str = "benchmarks") -> str:
 
 def summary(results: Results) -> str:
     """For the first page: the headline, or, of a run too short for one, why there is none."""
-    warning = caution(results)
-    if warning:
-        return f"{warning} What was seen: [docs/benchmarks.md](docs/benchmarks.md)."
+    if is_short(results):
+        return f"{caution(results)} What was seen: [docs/benchmarks.md](docs/benchmarks.md)."
     return headline(results)
 
 
@@ -55,20 +54,40 @@ def headline(results: Results) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def is_short(results: Results) -> bool:
+    """Whether a run had too few rounds or batches for any of its ratios to be quoted."""
+    return _fewest_rounds(results) < _FEWEST_ROUNDS or _texts(results, "mixed") < _FEWEST_TEXTS
+
+
 def caution(results: Results) -> str:
-    """What keeps a run from being quoted: too few rounds, or batches; empty where nothing does."""
-    rounds = [entry["rounds"] for entry in results["mixed"].get("contenders", {}).values()]
-    kept = min(rounds, default=0)
-    workloads = results["workloads"]
-    texts = {name: workloads.get(name, {}).get("texts", 0) for name in ("mixed", "long")}
-    if kept >= _FEWEST_ROUNDS and min(texts.values()) >= _FEWEST_TEXTS:
+    """What keeps a run, or its long texts, from being quoted; empty where nothing does."""
+    mixed, long = _texts(results, "mixed"), _texts(results, "long")
+    if is_short(results):
+        said = (
+            f"**No ratio of this run is to be quoted.** It was short: {_fewest_rounds(results)} "
+            f"undisturbed rounds (at least {_FEWEST_ROUNDS} are needed), {mixed} mixed and {long} "
+            f"long texts (at least {_FEWEST_TEXTS})."
+        )
+    elif long < _FEWEST_TEXTS:
+        said = (
+            f"**The ratios of long texts are not to be quoted**: there were {long} (at least "
+            f"{_FEWEST_TEXTS} are needed)."
+        )
+    else:
         return ""
     return (
-        f"**No ratio of this run is to be quoted.** It was short: {kept} undisturbed rounds (at "
-        f"least {_FEWEST_ROUNDS} are needed), {texts['mixed']} mixed and {texts['long']} long "
-        f"texts (at least {_FEWEST_TEXTS}). With so few batches of 32, engines that run one stream "
-        "per core leave cores idle, which flatters those that split by tokens, minibert among them."
+        f"{said} With so few batches of 32, engines that run one stream per core leave cores idle, "
+        "which flatters those that split by tokens, minibert among them."
     )
+
+
+def _fewest_rounds(results: Results) -> int:
+    found = results["mixed"].get("contenders", {}).values()
+    return min((entry["rounds"] for entry in found), default=0)
+
+
+def _texts(results: Results, workload: str) -> int:
+    return int(results["workloads"].get(workload, {}).get("texts", 0))
 
 
 def full(results: Results, pictures: Sequence[str] = ()) -> str:

@@ -151,8 +151,13 @@ def test_a_short_run_puts_no_table_on_the_first_page(results: dict[str, Any]) ->
         enough["workloads"][name]["texts"] = 256
     assert report.caution(enough) == ""
     assert report.summary(enough) == report.headline(enough)
-    enough["workloads"]["long"]["texts"] = 255
-    assert "255 long texts" in report.caution(enough)
+    enough["workloads"]["long"]["texts"] = 255  # that says nothing of the other columns
+    assert report.caution(enough).startswith("**The ratios of long texts are not to be quoted**")
+    assert "there were 255" in report.caution(enough)
+    assert report.summary(enough) == report.headline(enough)
+    enough["workloads"]["mixed"]["texts"] = 255
+    assert "255 mixed and 255 long texts" in report.caution(enough)
+    assert "| engine |" not in report.summary(enough)
 
 
 def test_a_wrong_contender_is_shown_as_wrong(results: dict[str, Any]) -> None:
