@@ -91,12 +91,13 @@ void int8_prepare(void* prepared, const float* hidden, int64_t row_begin, int64_
     int64_t c = 0;
     for (; c + Vec::kLanes <= in_features; c += Vec::kLanes) {
       __builtin_prefetch(source + in_features + c, 0, 3);  // the next row, read from far otherwise
-      Vec::store_lowest_byte(q + c, quantize<Dot::kSteps>(source, c, Vec::kLanes, quantizer, excess));
+      Vec::store_lowest_byte(
+          q + c, quantize<Dot::kSteps>(source, c, Vec::kLanes, quantizer, excess));
     }
     if (c < in_features) {
       uint8_t last[Vec::kLanes];
-      Vec::store_lowest_byte(last,
-                       quantize<Dot::kSteps>(source, c, in_features - c, quantizer, excess));
+      Vec::store_lowest_byte(
+          last, quantize<Dot::kSteps>(source, c, in_features - c, quantizer, excess));
       for (int64_t i = 0; c + i < in_features; ++i) q[c + i] = last[i];
     }
     for (c = in_features; c < rows.depth; ++c) q[c] = 0;  // meets zero weights; must be defined

@@ -98,7 +98,7 @@ void int8_pairs_prepare(void* prepared, const float* hidden, int64_t row_begin, 
       }
       // Lanes past the last input meet zero weights.
       Vec::store_lowest_byte(out, quantize<kInt8PairsSteps>(source, c, lanes, quantizer,
-                                                      rows.excess + row * rows.capacity));
+                                                            rows.excess + row * rows.capacity));
     }
     if (exists) rows.scales[row] = quantizer.scale;
   }

@@ -105,8 +105,9 @@ void int8_tiles_prepare(void* prepared, const float* hidden, int64_t row_begin, 
           continue;
         }
         // Lanes past the last input meet zero weights.
-        Vec::store_lowest_byte(out + i, quantize<kInt8TilesSteps>(source, begin + i, lanes, quantizer,
-                                                            rows.excess + row * rows.capacity));
+        Vec::store_lowest_byte(
+            out + i, quantize<kInt8TilesSteps>(source, begin + i, lanes, quantizer,
+                                               rows.excess + row * rows.capacity));
       }
     }
     if (exists) rows.scales[row] = quantizer.scale;

@@ -20,7 +20,7 @@ constexpr int64_t kChain = 128;
 
 // What to bring into the second-level cache meanwhile: one address per k. The panel after this one
 // comes from the third-level cache or from memory; asked for in one burst, it would be waited for.
-// Passed by reference: a copy on the stack, written in parts, would be read as a whole and waited for.
+// Passed by reference: a copy on the stack, written in parts, is waited for when read as a whole.
 struct Ahead {
   const char* address;
   int64_t step;                    // bytes
