@@ -72,7 +72,7 @@ class Crew:
         baseline: str,
         log_folder: Path,
         say: Callable[[str], None],
-        ceiling_now: Callable[[str], float | None] = lambda dtype: None,
+        ceiling_now: Callable[[str], float | None],
     ) -> None:
         """Take the contenders; `start_all` starts them.
 
@@ -215,10 +215,16 @@ class Crew:
         return {"do": "single", "texts": texts, "limit_s": limit_s, "most": most}
 
     def rounds(
-        self, request: dict[str, Any], share_s: float, *, rounds: int | None = None
+        self, request: dict[str, Any], share_s: float, *, with_ceilings: bool
     ) -> list[Round]:
-        """Rounds of all contenders until enough are undisturbed, or the time is used up."""
-        wanted = rounds or self.settings.rounds
+        """Rounds of all contenders until enough are undisturbed, or the time is used up.
+
+        Args:
+            request: for every contender.
+            share_s: seconds for all rounds.
+            with_ceilings: measure before each sample what the cores reach at the moment.
+        """
+        wanted = self.settings.rounds
         done: list[Round] = []
         end = time.monotonic() + share_s
         while True:
@@ -226,7 +232,7 @@ class Crew:
             entry: Round = {}
             for key in rotated(self.running, len(done)):
                 time.sleep(self.settings.settle_s)
-                ceiling = self._ceiling_now(self.contenders[key].dtype)
+                ceiling = self._ceiling_now(self.contenders[key].dtype) if with_ceilings else None
                 try:
                     sample = self.workers[key].sample(request, timeout_s=LONGEST_REQUEST_S)
                 except WorkerProblem as problem:

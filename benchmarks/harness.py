@@ -57,7 +57,7 @@ class Run(Crew):
         state: Path,
         identity: dict[str, Any],
         say: Callable[[str], None],
-        ceiling_now: Callable[[str], float | None] = lambda dtype: None,
+        ceiling_now: Callable[[str], float | None],
     ) -> None:
         """Continue the run in the state file where it is the same run, else begin one.
 

@@ -70,7 +70,7 @@ def requests(crew: Crew, name: str, share_s: float) -> Workload:
 def throughput(crew: Crew, workload: Workload, size: int, share_s: float) -> dict[str, Any]:
     """Tokens a second in calls of `size` texts, and the ratios to the baseline."""
     crew.note(workload, size)
-    rounds = crew.rounds(crew.request(workload, size), share_s)
+    rounds = crew.rounds(crew.request(workload, size), share_s, with_ceilings=True)
     calls = -(-len(workload.texts) // size)
     found: dict[str, Any] = {"contenders": {}, "samples": raw(rounds)}
     for key in crew.contenders:
@@ -90,7 +90,7 @@ def single(crew: Crew, share_s: float) -> dict[str, Any]:
     limit_s = share_s / (crew.settings.rounds + 1) / max(1, len(crew.running))
     limit_s = max(0.05, limit_s - crew.settings.settle_s)
     request = crew.single_request(workload, limit_s=limit_s, most=crew.settings.most_singles)
-    rounds = crew.rounds(request, share_s)
+    rounds = crew.rounds(request, share_s, with_ceilings=False)
     found: dict[str, Any] = {}
     for key in crew.contenders:
         samples = [entry[key] for entry in rounds if key in entry]

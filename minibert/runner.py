@@ -48,6 +48,15 @@ class DeviceModel(NamedTuple):
     steps: tuple[PreparedStep, ...]
 
 
+class _Call(NamedTuple):
+    """What all batches of a call have in common."""
+
+    texts: TokenizedTexts
+    skip: int
+    hidden_states: bool
+    on_batch: OnBatch
+
+
 class Runner:
     """The prepared model and the machinery that runs batches through it. Thread-safe.
 
@@ -113,7 +122,7 @@ class Runner:
         if self._pid != os.getpid():  # a fork has no threads of its parent
             self._reset()
         if len(plan) == 1:
-            self._run_on_stream(True, texts, plan[0], skip, hidden_states, on_batch)
+            self._run_on_stream(_Call(texts, skip, hidden_states, on_batch), plan[0], alone=True)
             return
         counter = itertools.count()
         lock = threading.Lock()
@@ -123,12 +132,14 @@ class Runner:
             with lock:
                 on_batch(*results)
 
+        call = _Call(texts, skip, hidden_states, deliver)
+
         def work() -> None:
             try:
                 for i in iter(lambda: next(counter), None):
                     if i >= len(plan) or failed:
                         return
-                    self._run_on_stream(False, texts, plan[i], skip, hidden_states, deliver)
+                    self._run_on_stream(call, plan[i], alone=False)
             except BaseException:
                 failed.append(True)
                 raise
@@ -225,22 +236,13 @@ class Runner:
                 )
             return self._executor
 
-    def _run_on_stream(
-        self,
-        alone: bool,
-        texts: TokenizedTexts,
-        indices: NDArray[np.int32],
-        skip: int,
-        hidden_states: bool,
-        on_batch: OnBatch,
-    ) -> None:
+    def _run_on_stream(self, call: _Call, indices: NDArray[np.int32], *, alone: bool) -> None:
         """Run a batch on a stream of the device that has most to spare."""
         with self._slots.one() as number:
             self._check_open()
             here = self.models[number]
             with here.ops.stream(alone=alone) as ops:
-                running = DeviceModel(ops, here.parameters, here.steps)
-                self._run_batch(running, texts, indices, skip, hidden_states, on_batch)
+                self._run_batch(DeviceModel(ops, here.parameters, here.steps), call, indices)
             with self._lock:
                 self.batches[number] += 1
 
@@ -266,27 +268,19 @@ class Runner:
                     "max_length"
                 )
 
-    def _run_batch(
-        self,
-        here: DeviceModel,
-        texts: TokenizedTexts,
-        indices: NDArray[np.int32],
-        skip: int,
-        hidden_states: bool,
-        on_batch: OnBatch,
-    ) -> None:
-        batch = self._pack(texts, indices, skip)
+    def _run_batch(self, here: DeviceModel, call: _Call, indices: NDArray[np.int32]) -> None:
+        batch = self._pack(call.texts, indices, call.skip)
 
         def compute(ops: Ops, uploaded: Any) -> tuple[Any, ...]:
             hidden = model.encode(ops, uploaded, here.parameters, self.config)
             rows = apply_steps(ops, hidden, uploaded, here.steps)
-            return (rows, hidden) if hidden_states else (rows,)
+            return (rows, hidden) if call.hidden_states else (rows,)
 
         results: tuple[Any, ...] | None = None
         try:
-            results = here.ops.forward(batch, compute, key=hidden_states)
+            results = here.ops.forward(batch, compute, key=call.hidden_states)
         except InputError:
-            error = self._wrong_id(texts, indices)
+            error = self._wrong_id(call.texts, indices)
             if error is None:
                 raise
             raise error from None
@@ -298,10 +292,10 @@ class Runner:
             # Not inside the handler, whose traceback would keep the failed pass's arrays alive.
             middle = indices.size // 2
             for half in (indices[:middle], indices[middle:]):
-                self._run_batch(here, texts, half, skip, hidden_states, on_batch)
+                self._run_batch(here, call, half)
             return
         rows, *states = results
-        on_batch(indices, rows, states[0] if states else None, batch.cu_seqlens)
+        call.on_batch(indices, rows, states[0] if states else None, batch.cu_seqlens)
 
     def _pack(self, texts: TokenizedTexts, indices: NDArray[np.int32], skip: int) -> Batch:
         order = indices.tolist()
@@ -315,13 +309,12 @@ class Runner:
 
     def _wrong_id(self, texts: TokenizedTexts, indices: NDArray[np.int32]) -> InputError | None:
         """The error that names the first text with an id outside its table, None without one."""
-        config = self.config
-        types = token_types(config, texts.token_type_ids)
-        for name, ids, rows in (
-            ("input_ids", texts.input_ids, config.vocab_size),
-            ("token_type_ids", types or [], max(1, config.type_vocab_size)),
-        ):
-            for i in sorted(indices.tolist()) if ids else ():
+        tables = [("input_ids", texts.input_ids, self.config.vocab_size)]
+        types = token_types(self.config, texts.token_type_ids)
+        if types is not None:
+            tables.append(("token_type_ids", types, self.config.type_vocab_size))
+        for name, ids, rows in tables:
+            for i in sorted(indices.tolist()):
                 if ids[i].max() >= rows:
                     return InputError(
                         f"text {i}: {name} must be from 0 to {rows - 1}, got {ids[i].max()}: the "

@@ -23,9 +23,6 @@ constexpr int64_t kMaxHeadDim = 128;
 static_assert(kMaxHeadDim * 4095 * 4095 < (int64_t{1} << 31), "scores are exact");
 static_assert(kBlockKeys * 8192 * 1023 < (int64_t{1} << 31), "contexts are exact");
 
-// 1.5 * 2^23: added to |x| < 2^15, it rounds to a whole number, whose bits are the sum's lowest.
-inline Vec::type whole_bits() { return Vec::broadcast(12582912.0f); }
-
 // out (kRows, kPanelCols) = a (kRows, 2 * pairs) times a panel [pairs][kPanelCols][2].
 template <int kRows>
 __attribute__((noinline)) void multiply_words(int32_t* out, int64_t out_stride, const int16_t* a,
@@ -81,7 +78,7 @@ struct Extent {
 // Rows of `size` values to rows of `depth`, zeros behind.
 inline void quantise_words(int16_t* out, int64_t depth, const float* rows, int64_t stride,
                            int64_t count, int64_t size, float steps_per_unit) {
-  const Vec::type steps = Vec::broadcast(steps_per_unit), bits = whole_bits();
+  const Vec::type steps = Vec::broadcast(steps_per_unit), bits = Vec::broadcast(kWhole);
   for (int64_t r = 0; r < count; ++r, rows += stride, out += depth)
     for (int64_t d = 0; d < depth; d += Vec::kLanes) {
       const int64_t n = min_of(Vec::kLanes, size - d);
@@ -102,7 +99,7 @@ inline __attribute__((always_inline)) void exponentiate_words(Vec::type (&p)[kCo
                                                               Vec::type scale, Vec::type offset) {
   const Vec::type lowest = Vec::broadcast(-2.0f);  // rounds to 0
   const Vec::type highest = Vec::broadcast((float)kProbabilityBits);
-  const Vec::type bits = whole_bits();
+  const Vec::type bits = Vec::broadcast(kWhole);
   Vec::type x[kCount], n[kCount];
   MINIBERT_EACH x[i] = Vec::fma(Vec::load_int32(scores + i * Vec::kLanes), scale, offset);
   MINIBERT_EACH x[i] = Vec::min(Vec::max(x[i], lowest), highest);
@@ -150,7 +147,7 @@ inline float exponentiate_row_int16(int16_t* out, const int32_t* scores, int64_t
     Vec::type p[1];
     exponentiate_words(p, scores + j, keys - j, factor, offset);
     Words::store_low(out + j, p[0]);
-    rest = Vec::add(rest, Vec::sub(p[0], whole_bits()));
+    rest = Vec::add(rest, Vec::sub(p[0], Vec::broadcast(kWhole)));
   }
   const float sum = Vec::reduce_add(Vec::add(rest, Words::to_float(sums)));
   return state.add(before, 0.693147181f, sum / kOne + poison);
@@ -241,7 +238,7 @@ struct Int16Attention {
   // not finite.
   float pack_values(const float* value, int64_t stride, int64_t keys) const {
     const int64_t pairs = ceil_div(keys, 2);
-    const Vec::type tiny = Vec::broadcast(1e-30f), bits = whole_bits();
+    const Vec::type tiny = Vec::broadcast(1e-30f), bits = Vec::broadcast(kWhole);
     Vec::type not_finite = Vec::zero();
     for (int64_t c = 0; c < wide; c += Vec::kLanes) {
       const int64_t n = min_of(Vec::kLanes, head_dim - c);

@@ -10,6 +10,9 @@ namespace {
 
 using minibert::Activation;
 
+// 1.5 * 2^23: added to |x| < 2^22, it rounds to a whole number, which the sum's lowest bits are.
+constexpr float kWhole = 12582912.0f;
+
 // Functions take kCount vectors and do each step on all of them: one chain of twenty dependent
 // operations waits most of the time, and a scheduler of 64 entries sees only three chains ahead.
 #define MINIBERT_EACH _Pragma("GCC unroll 8") for (int i = 0; i < kCount; ++i)

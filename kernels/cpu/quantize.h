@@ -13,6 +13,7 @@
 // kSteps.
 #pragma once
 
+#include "elementary.h"
 #include "layer_norm.h"
 
 namespace {
@@ -112,10 +113,6 @@ inline RowQuantizer row_quantizer(const float* row, const Linear& linear) {
     return fixed_quantizer<kSteps>(row, linear.in_features, linear.input_range);
   return row_quantizer<kSteps>(row, linear.in_features);
 }
-
-// 1.5 * 2^23: a sum with it, of magnitude below 2^22, is rounded to a whole number, which the lowest
-// bits of the sum are.
-constexpr float kWhole = 12582912.0f;
 
 // Quantises inputs begin..begin+lanes of a row: returns kWhole + q, appends what is beyond to
 // `excess` and counts it in row.scale.
