@@ -52,7 +52,7 @@ PATHS_X86_64 = {
     "avx512": (AVX512, "vpmaddubsw %zmm0, %zmm1, %zmm2"),
     "avx512_vnni": ([*AVX512, "-mavx512vnni"], "vpdpbusd %zmm0, %zmm1, %zmm2"),
     "amx": (
-        [*AVX512, "-mavx512vnni", "-mamx-tile", "-mamx-int8", "-mamx-bf16"],
+        [*AVX512, "-mavx512vnni", "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"],
         "tdpbf16ps %tmm0, %tmm1, %tmm2",
     ),
     "avx2_vnni_software": (SOFTWARE, "vfmadd231ps %ymm0, %ymm1, %ymm2"),

@@ -114,7 +114,7 @@ inline float exponentiate_row(float* scores, int64_t keys, float scale, Softmax&
   return state.add(before, scale, Vec::reduce_add(sum));
 }
 
-// One head of one sequence. A format has scratch for a block of keys and a group of queries:
+// One head of one sequence. A format has scratch for a block of keys and a group of kQueries queries:
 //   pack(key, value, stride, keys)            a block
 //   score(query, stride, queries, keys)       a group with the block
 //   exponentiate(r, keys, softmax) -> float   of a query; the factor for what was summed before
@@ -131,8 +131,8 @@ void attend(const AttentionCall& call, int64_t begin, int64_t end, int64_t head,
   const int64_t seqlen = end - begin;
   const int64_t num_blocks = ceil_div(seqlen, kBlockKeys);
 
-  for_each_tile(0, seqlen, kGroups * kBlockQueries, [&](int64_t shared_begin, int64_t sharing) {
-    Softmax states[kGroups * kBlockQueries];
+  for_each_tile(0, seqlen, kGroups * Format::kQueries, [&](int64_t shared_begin, int64_t sharing) {
+    Softmax states[kGroups * Format::kQueries];
     for (int64_t r = 0; r < sharing; ++r) states[r] = {-__builtin_inff(), 0.0f};
     for (int64_t block = 0; block < num_blocks; ++block) {
       const int64_t key_begin = block * kBlockKeys;
@@ -141,12 +141,12 @@ void attend(const AttentionCall& call, int64_t begin, int64_t end, int64_t head,
       // A short sequence's only block is packed once, for its first queries.
       if (num_blocks > 1 || shared_begin == 0)
         format.pack(key + key_begin * stride, value + key_begin * stride, stride, keys);
-      for_each_tile(shared_begin, shared_begin + sharing, kBlockQueries, [&](int64_t first,
+      for_each_tile(shared_begin, shared_begin + sharing, Format::kQueries, [&](int64_t first,
                                                                              int64_t queries) {
         const float* first_query = query + first * stride;
         Softmax* state = states + (first - shared_begin);
         format.score(first_query, stride, queries, keys);
-        float correction[kBlockQueries];
+        float correction[Format::kQueries];
         for (int64_t r = 0; r < queries; ++r) {
           if (block == 0 && head + 1 < call.num_heads)
             prefetch_head(first_query + r * stride + head_dim, out_stride, head_dim);
@@ -170,6 +170,7 @@ void attend(const AttentionCall& call, int64_t begin, int64_t end, int64_t head,
 }
 
 struct FloatAttention {
+  static constexpr int64_t kQueries = kBlockQueries;
   int64_t head_dim, wide;
   float softmax_scale;
   float* keys_packed;

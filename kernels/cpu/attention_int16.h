@@ -154,6 +154,7 @@ inline float exponentiate_row_int16(int16_t* out, const int32_t* scores, int64_t
 }
 
 struct Int16Attention {
+  static constexpr int64_t kQueries = kBlockQueries;
   int64_t head_dim, wide, depth;  // depth: head_dim, in whole squares of pairs
   float log2_scale;
   float* value_scale;      // (wide,)

@@ -78,7 +78,7 @@ Features detect_features() {
              bit(seven.ebx, 31);
   f.avx512_vnni = f.avx512 && bit(seven.ecx, 11);
   f.amx = f.avx512_vnni && (states & kAmx) == kAmx && bit(seven.edx, 24) && bit(seven.edx, 25) &&
-          bit(seven.edx, 22) && ask_for_tiles();
+          bit(seven.edx, 22) && bit(seven_one.eax, 5) && ask_for_tiles();
 #elif defined(__aarch64__) && defined(__linux__)
   // Bits of the auxiliary vector, arch/arm64/include/uapi/asm/hwcap.h.
   f.neon_dotprod = (getauxval(AT_HWCAP) >> 20 & 1) != 0;

@@ -80,13 +80,21 @@ struct Norm {
   float eps;
 };
 
+// How attention multiplies; a path that has no kernel of a format takes kAttentionFloat32.
+enum AttentionFormat : int {
+  kAttentionFloat32,
+  kAttentionSplit,   // two bfloat16 parts of each operand
+  kAttentionNarrow,  // 16 bits: bfloat16, or integers with a scale
+  kAttentionFormats
+};
+
 struct AttentionCall {
   float* context;     // (num_tokens, num_heads * head_dim)
   const float* qkv;   // (num_tokens, 3 * num_heads * head_dim)
   int64_t num_heads;
   int64_t head_dim;
   float softmax_scale;
-  bool int16;  // products of 16-bit integers, where a path has them
+  AttentionFormat format;
 };
 
 struct AttentionKernel {
@@ -103,8 +111,7 @@ struct Kernels {
                      int64_t row_end, int64_t hidden_size);
   void (*embed)(float* out, const EmbedTable* tables, int num_tables, const Norm& norm,
                 int64_t row_begin, int64_t row_end, int64_t hidden_size);
-  AttentionKernel attention;
-  AttentionKernel attention_int16;  // null where it would be no faster
+  AttentionKernel attention[kAttentionFormats];
   // values = activation(values), for tests of the polynomials themselves.
   void (*activate)(float* values, int64_t count, Activation activation);
   void (*exponential)(float* values, int64_t count);

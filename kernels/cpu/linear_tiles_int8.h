@@ -85,78 +85,102 @@ size_t int8_tiles_prepared_bytes(int64_t num_rows, int64_t in_features) {
 
 void int8_tiles_prepare(void* prepared, const float* hidden, int64_t row_begin, int64_t row_end,
                         int64_t num_rows, const Linear& linear) {
+  constexpr int64_t kStepBytes = 2 * Tiles::kTileBytes;
   const int64_t in_features = linear.in_features, steps = int8_tile_steps(in_features);
   const Int8TilesRows rows(prepared, num_rows, in_features);
   for (int64_t row = row_begin; row < round_up(row_end, kTileBlock); ++row) {
+    uint8_t* out = rows.blocks + row / kTileBlock * steps * kStepBytes +
+                   row % kTileBlock / 16 * Tiles::kTileBytes + row % 16 * kInt8TileDepth;
+    if (row >= row_end) {
+      for (int64_t step = 0; step < steps; ++step, out += kStepBytes)
+        __builtin_memset(out, 0, kInt8TileDepth);
+      continue;
+    }
     const float* source = hidden + row * in_features;
-    const bool exists = row < row_end;
-    RowQuantizer quantizer = {};
-    if (exists) quantizer = row_quantizer<kInt8TilesSteps>(source, linear);
-    for (int64_t step = 0; step < steps; ++step) {
-      uint8_t* out = rows.blocks +
-                     ((row / kTileBlock * steps + step) * 2 + row % kTileBlock / 16) *
-                         Tiles::kTileBytes +
-                     row % 16 * kInt8TileDepth;
-      const int64_t begin = step * kInt8TileDepth;
+    Excess* excess = rows.excess + row * rows.capacity;
+    RowQuantizer quantizer = row_quantizer<kInt8TilesSteps>(source, linear);
+    for (int64_t begin = 0; begin < in_features; begin += kInt8TileDepth, out += kStepBytes)
       for (int64_t i = 0; i < kInt8TileDepth; i += Vec::kLanes) {
-        const int64_t lanes = exists ? min_of(Vec::kLanes, in_features - begin - i) : 0;
+        const int64_t lanes = min_of(Vec::kLanes, in_features - begin - i);
         if (lanes <= 0) {
           __builtin_memset(out + i, 0, Vec::kLanes);
           continue;
         }
+        __builtin_prefetch(source + in_features + begin + i, 0, 3);  // the next row
         // Lanes past the last input meet zero weights.
         Vec::store_lowest_byte(
-            out + i, quantize<kInt8TilesSteps>(source, begin + i, lanes, quantizer,
-                                               rows.excess + row * rows.capacity));
+            out + i, quantize<kInt8TilesSteps>(source, begin + i, lanes, quantizer, excess));
       }
-    }
-    if (exists) rows.scales[row] = quantizer.scale;
+    rows.scales[row] = quantizer.scale;
   }
 }
 
-void int8_tiles_compute(const Linear& linear, const LinearCall& call, int64_t row_begin,
-                        int64_t row_end, int64_t panel_begin, int64_t panel_end, void*) {
-  constexpr int64_t kStepBytes = 2 * Tiles::kTileBytes;
-  const Int8TilesLayout layout(linear.out_features, linear.in_features);
-  const Int8TilesRows rows_in(call.prepared, call.num_rows, linear.in_features);
-  alignas(64) int32_t acc[kTileBlock * kTileCols];
-  Tiles::configure();
-  for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-    const char* cols = layout.panel(linear.packed, panel);
-    const int64_t col = panel * kTileCols;
-    const int32_t* weight_sum = layout.weight_sum(linear.packed) + col;
-    PanelPrefetch prefetch(cols + layout.steps * kStepBytes,
-                           panel + 1 < call.prefetch_end ? layout.steps * kStepBytes : 0,
-                           ceil_div(row_end - row_begin, kTileBlock));
-    for (int64_t row = row_begin; row < row_end; row += kTileBlock) {
-      const char* rows = (const char*)rows_in.blocks + row / kTileBlock * layout.steps * kStepBytes;
-      const int64_t num_rows = min_of(kTileBlock, row_end - row);
-      Ahead ahead = prefetch.spread(layout.steps * kStepBytes / 64);
-      prefetch_tile(linear, call, row, num_rows, col);
-      Tiles::clear();
-      for (int64_t step = 0; step < layout.steps; ++step) {
-        prefetch_step(ahead, kStepBytes / 64);
-        Tiles::load_rows(rows + step * kStepBytes);
-        Tiles::load_cols(cols + step * kStepBytes);
-        Tiles::multiply_int8();
-      }
-      Tiles::store(acc);
-      for (int64_t r = 0; r < num_rows; ++r)
-        for (int64_t half = 0; half < 2; ++half)
-          correct_sums<16>(
-              acc + r * kTileCols + half * 16, rows_in.scales[row + r], weight_sum + half * 16,
-              rows_in.excess + (row + r) * rows_in.capacity, [&](int64_t group) {
-                constexpr int64_t kGroups = kInt8TileDepth / kGroup;
-                return (const int8_t*)cols + group / kGroups * kStepBytes +
-                       half * Tiles::kTileBytes + group % kGroups * 16 * kGroup;
-              });
-      finish_tile(linear, call,
-                  {row, num_rows, col, min_of(kTileCols, linear.out_features - col)},
-                  Int8Sums<kTileCols>{acc, rows_in.scales + row,
-                                      layout.weight_scale(linear.packed) + col});
+// Of a tile, as Int8Sums; the excess of a row is added when its turn comes.
+struct TileInt8Sums {
+  int32_t* acc;  // (rows, kTileCols)
+  const RowScale* scales;
+  const int32_t* weight_sum;
+  const float* weight_scale;
+  const Excess* excess;  // (rows, capacity)
+  int64_t capacity;
+  const int8_t* panel;
+
+  void begin_row(int64_t r) const {
+    const Excess* first = excess + r * capacity;
+    int32_t* row = acc + r * kTileCols;
+    for (const Excess* e = first; e < first + scales[r].num_excess; ++e) {
+      const int64_t group = e->input / kGroup;
+      constexpr int64_t kGroups = kInt8TileDepth / kGroup;
+      const int8_t* weights =
+          panel + group / kGroups * 2 * Tiles::kTileBytes + group % kGroups * 16 * kGroup;
+      const uint32_t one = 1u << 8 * (e->input % kGroup);
+      Tiles::add_excess(row, weights, one, e->steps);
+      Tiles::add_excess(row + 16, weights + Tiles::kTileBytes, one, e->steps);
     }
   }
-  Tiles::release();
+  Vec::type operator()(int64_t r, int64_t c, int64_t) const {
+    const Vec::type scale =
+        Vec::mul(Vec::broadcast(scales[r].act_scale), Vec::load(weight_scale + c));
+    return Vec::mul(
+        Tiles::less_multiple(acc + r * kTileCols + c, weight_sum + c, scales[r].zero_point), scale);
+  }
+};
+
+struct Int8Tiles {
+  using Sums = TileInt8Sums;
+  static constexpr int64_t kStepBytes = 2 * Tiles::kTileBytes;
+  const Linear& linear;
+  Int8TilesLayout layout;
+  Int8TilesRows prepared;
+  int64_t steps;
+
+  const char* cols(int64_t panel) const { return layout.panel(linear.packed, panel); }
+  const char* rows(int64_t row) const {
+    return (const char*)prepared.blocks + row / kTileBlock * steps * kStepBytes;
+  }
+  static void multiply(const char* rows, const char* cols) {
+    Tiles::load_rows(rows);
+    Tiles::load_cols(cols);
+    Tiles::multiply_int8();
+  }
+  Sums sums(const Tile& tile, uint32_t* values) const {
+    return {(int32_t*)values,
+            prepared.scales + tile.row,
+            layout.weight_sum(linear.packed) + tile.col,
+            layout.weight_scale(linear.packed) + tile.col,
+            prepared.excess + tile.row * prepared.capacity,
+            prepared.capacity,
+            (const int8_t*)cols(tile.col / kTileCols)};
+  }
+};
+
+void int8_tiles_compute(const Linear& linear, const LinearCall& call, int64_t row_begin,
+                        int64_t row_end, int64_t panel_begin, int64_t panel_end, void*) {
+  const Int8TilesLayout layout(linear.out_features, linear.in_features);
+  const Int8Tiles format = {linear, layout,
+                            Int8TilesRows(call.prepared, call.num_rows, linear.in_features),
+                            layout.steps};
+  compute_tiles(format, linear, call, row_begin, row_end, panel_begin, panel_end);
 }
 
 constexpr minibert::LinearKernel kInt8TilesKernel = {"int8",

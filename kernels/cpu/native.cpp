@@ -221,7 +221,7 @@ PyObject* py_embed(PyObject*, PyObject* const* values, Py_ssize_t count) {
 }
 
 // attention(stream, context, qkv, cu_seqlens, num_seqs, num_heads, head_dim, softmax_scale,
-//           int16)
+//           format)
 PyObject* py_attention(PyObject*, PyObject* const* values, Py_ssize_t count) {
   Arguments a(values, count, 9);
   Stream* stream = stream_of(a);
@@ -233,7 +233,7 @@ PyObject* py_attention(PyObject*, PyObject* const* values, Py_ssize_t count) {
   call.num_heads = a.integer();
   call.head_dim = a.integer();
   call.softmax_scale = a.number();
-  call.int16 = a.integer() != 0;
+  call.format = static_cast<AttentionFormat>(a.integer());
   return none_after(a, [&] { attention(*stream, call, cu_seqlens, num_seqs); });
 }
 

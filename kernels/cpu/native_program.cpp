@@ -75,7 +75,7 @@ PyObject* py_attention(PyObject*, PyObject* const* values, Py_ssize_t count) {
     step.num_heads = a.integer();
     step.head_dim = a.integer();
     step.softmax_scale = a.number();
-    step.int16 = a.integer() != 0;
+    step.format = static_cast<AttentionFormat>(a.integer());
   });
 }
 

@@ -176,9 +176,9 @@ void embed(Stream& stream, float* out, const EmbedTable* tables, int num_tables,
 
 void attention(Stream& stream, const AttentionCall& call, const int32_t* cu_seqlens,
                int64_t num_seqs) {
-  const AttentionKernel& kernel = call.int16 && stream.kernels->attention_int16.compute != nullptr
-                                      ? stream.kernels->attention_int16
-                                      : stream.kernels->attention;
+  const AttentionKernel* kernels = stream.kernels->attention;
+  const AttentionKernel& kernel =
+      kernels[kernels[call.format].compute != nullptr ? call.format : kAttentionFloat32];
   const size_t scratch_bytes = kernel.scratch_bytes(call.head_dim);
   for (auto& member : stream.members) member->scratch.reserve(scratch_bytes);
   run(stream, num_seqs * call.num_heads, [&](int64_t job, int worker) {

@@ -26,11 +26,15 @@ constexpr LinearKernels<5 + sizeof...(Own)> linear_kernels(Own... own) {
 }
 
 constexpr minibert::Kernels make_path(const char* name, const minibert::LinearKernel* linear,
-                                      minibert::AttentionKernel attention_int16 = {}) {
-  return {name,       linear,
-          layer_norm_rows, embed_rows,
-          {attention_scratch_bytes, attention_head}, attention_int16,
-          activate_values, exponential_values};
+                                      minibert::AttentionKernel narrow = {},
+                                      minibert::AttentionKernel split = {}) {
+  return {name,
+          linear,
+          layer_norm_rows,
+          embed_rows,
+          {{attention_scratch_bytes, attention_head}, split, narrow},
+          activate_values,
+          exponential_values};
 }
 
 }  // namespace

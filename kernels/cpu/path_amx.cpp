@@ -3,10 +3,10 @@
 
 #include "path.h"
 #include "words_avx.h"
-#include "attention_int16.h"
 #include "tiles_amx.h"
 #include "linear_tiles.h"
 #include "linear_tiles_int8.h"
+#include "attention_tiles.h"
 
 namespace {
 constexpr minibert::LinearKernel kLinear[] = {
@@ -19,7 +19,8 @@ constexpr minibert::LinearKernel kLinear[] = {
     kInt8TilesKernel,
     {},
 };
-constexpr minibert::Kernels kPath = make_path("amx", kLinear, kAttentionInt16);
+constexpr minibert::Kernels kPath = make_path("amx", kLinear, kAttentionTiles<1, 1>,
+                                            kAttentionTiles<2, 3>);
 }  // namespace
 
 namespace minibert {

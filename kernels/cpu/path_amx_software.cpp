@@ -8,10 +8,10 @@ using Vec = SoftwareVec<16, 12, 2, true>;
 
 #include "path.h"
 #include "words_software.h"
-#include "attention_int16.h"
 #include "tiles_software.h"
 #include "linear_tiles.h"
 #include "linear_tiles_int8.h"
+#include "attention_tiles.h"
 
 namespace {
 constexpr minibert::LinearKernel kLinear[] = {
@@ -24,7 +24,8 @@ constexpr minibert::LinearKernel kLinear[] = {
     kInt8TilesKernel,
     {},
 };
-constexpr minibert::Kernels kPath = make_path("amx-software", kLinear, kAttentionInt16);
+constexpr minibert::Kernels kPath = make_path("amx-software", kLinear, kAttentionTiles<1, 1>,
+                                            kAttentionTiles<2, 3>);
 }  // namespace
 
 namespace minibert {

@@ -181,7 +181,7 @@ void Program::run_step(Stream& stream, const Instruction& step, const ProgramBat
       call.num_heads = step.num_heads;
       call.head_dim = step.head_dim;
       call.softmax_scale = step.softmax_scale;
-      call.int16 = step.int16;
+      call.format = step.format;
       attention(stream, call, batch.cu_seqlens, batch.num_seqs);
       break;
     }

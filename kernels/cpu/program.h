@@ -33,7 +33,7 @@ struct Instruction {
   EmbedTable tables[kNumTables] = {};    // without ids
   int64_t num_heads = 0, head_dim = 0, first_col = 0;
   float softmax_scale = 0.0f;
-  bool int16 = false;  // of attention
+  AttentionFormat format = kAttentionFloat32;
   PoolMode mode = kCls;
 };
 

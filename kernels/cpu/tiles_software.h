@@ -9,6 +9,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "bfloat16.h"
+
 namespace {
 
 struct Tiles {
@@ -59,11 +61,42 @@ struct Tiles {
     }
   }
 
-  static void store(void* out) {
+  static void store(void* out, int64_t stride) {
     for (int tile = 0; tile < 4; ++tile)
       for (int m = 0; m < 16; ++m)
-        memcpy((char*)out + (tile / 2 * 16 + m) * 128 + tile % 2 * 64,
+        memcpy((char*)out + (tile / 2 * 16 + m) * stride + tile % 2 * 64,
                state().sums[tile] + m * 16, 64);
+  }
+
+  template <int kParts>
+  static void split(uint16_t* out, int64_t stride, const Vec::type& first,
+                    const Vec::type& second) {
+    for (int i = 0; i < 2 * Vec::kLanes; ++i) {
+      float rest = i < Vec::kLanes ? first.lane[i] : second.lane[i - Vec::kLanes];
+      for (int part = 0; part < kParts; ++part) {
+        out[part * stride + i] = to_bfloat16(flush(rest));
+        rest -= from_bfloat16(out[part * stride + i]);
+      }
+    }
+  }
+  template <int kParts>
+  static void split_pairs(uint16_t* out, int64_t stride, const Vec::type& first,
+                          const Vec::type& second) {
+    uint16_t beside[kParts * 2 * Vec::kLanes];
+    split<kParts>(beside, 2 * Vec::kLanes, first, second);
+    for (int part = 0; part < kParts; ++part)
+      for (int i = 0; i < 2 * Vec::kLanes; ++i)
+        out[part * stride + i] =
+            beside[part * 2 * Vec::kLanes + i % 2 * Vec::kLanes + i / 2];
+  }
+  static Vec::type less_multiple(const int32_t* values, const int32_t* multiples, int32_t factor) {
+    Vec::type out;
+    for (int i = 0; i < Vec::kLanes; ++i) out.lane[i] = (float)(values[i] - factor * multiples[i]);
+    return out;
+  }
+  static void add_excess(int32_t* sums, const int8_t* groups, uint32_t one, int16_t steps) {
+    const int position = __builtin_ctz(one) / 8;
+    for (int i = 0; i < 16; ++i) sums[i] += steps * groups[4 * i + position];
   }
 
  private:

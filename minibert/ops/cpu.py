@@ -20,6 +20,7 @@ from minibert.kernels.cpu.cores import usable_cores
 from minibert.kernels.cpu.loader import available, choose_path, is_built, native
 from minibert.ops.cpu_program import (
     ACTIVATIONS,
+    ATTENTION_FORMATS,
     POOL_MODES,
     CpuBatch,
     CpuEmbedding,
@@ -93,6 +94,7 @@ class CpuOps:
         self.dtype = dtype
         self.matmul_precision = matmul_precision
         self.format = linear_format(dtype, matmul_precision, self.path.formats)
+        self._attention_format = ATTENTION_FORMATS.get(self.format, 0)
         self.threads = min(threads, usable_cores()) if threads else usable_cores()
         self.num_streams = self.threads
         self._native = native()
@@ -220,7 +222,9 @@ class CpuOps:
         """See `Ops.forward`: recorded at the first batch, then one call of the extension."""
         program = self._programs.get(key)
         if program is None:
-            program = self._programs[key] = Program(function, attention_int16=self.dtype == "int8")
+            program = self._programs[key] = Program(
+                function, attention_format=self._attention_format
+            )
         return program.run(self._running().handle, self.upload(batch))
 
     def embed(self, batch: CpuBatch, tables: Sequence[Any], norm: CpuLayerNorm | None) -> CpuArray:
@@ -306,7 +310,7 @@ class CpuOps:
             num_heads,
             head_dim,
             softmax_scale,
-            self.dtype == "int8",
+            self._attention_format,
         )
         return out
 

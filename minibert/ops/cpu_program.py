@@ -29,6 +29,10 @@ POOL_MODES = {
     "lasttoken": 5,
 }
 
+# Linear layers' format: that of attention; float32 for all others. Paths compute in float32 what
+# they have no kernels for.
+ATTENTION_FORMATS = {"bfloat16x3": 1, "bfloat16x1": 2, "int8": 2}
+
 
 class CpuLinear(NamedTuple):
     """A packed linear layer."""
@@ -78,15 +82,15 @@ class Program:
     """What `function` computes, for any batch. Thread-safe once recorded."""
 
     def __init__(
-        self, function: Callable[[Any, Any], tuple[Any, ...]], *, attention_int16: bool
+        self, function: Callable[[Any, Any], tuple[Any, ...]], *, attention_format: int
     ) -> None:
         """Record `function(ops, batch)`; nothing is computed.
 
         Args:
             function: a forward pass.
-            attention_int16: whether attention multiplies 16-bit integers.
+            attention_format: how attention multiplies, of `ATTENTION_FORMATS`.
         """
-        recorder = _Recorder(attention_int16)
+        recorder = _Recorder(attention_format)
         self._results: tuple[Value, ...] = function(recorder, None)
         self._handle = recorder.handle
         self._kept = recorder.kept
@@ -123,9 +127,9 @@ class Program:
 class _Recorder:
     """The part of `Ops` that a forward pass calls; each call becomes an instruction."""
 
-    def __init__(self, attention_int16: bool) -> None:
+    def __init__(self, attention_format: int) -> None:
         self.handle = native().program()
-        self.attention_int16 = attention_int16
+        self.attention_format = attention_format
         self.kept: list[Any] = []  # weights, whose addresses the program holds
         self.table_rows: tuple[int, ...] = ()
 
@@ -193,7 +197,7 @@ class _Recorder:
             num_heads,
             head_dim,
             softmax_scale,
-            self.attention_int16,
+            self.attention_format,
         )
         return out
 

@@ -3,7 +3,7 @@
 //
 //   runner paths
 //   runner PATH THREADS linear FORMAT rows out_features in_features activation residual
-//   runner PATH THREADS attention num_heads head_dim seqlen...       (or attention_int16)
+//   runner PATH THREADS attention num_heads head_dim seqlen...       (or attention_narrow, _split)
 //   runner PATH THREADS layer_norm rows hidden_size
 //   runner PATH THREADS elementwise activation count        (activation -1: exp)
 //
@@ -54,7 +54,7 @@ void run_linear(Stream& stream, const char* format, const std::vector<int64_t>& 
   write_floats(out);
 }
 
-void run_attention(Stream& stream, bool int16, const std::vector<int64_t>& n) {
+void run_attention(Stream& stream, AttentionFormat format, const std::vector<int64_t>& n) {
   std::vector<int32_t> cu_seqlens = {0};
   for (size_t i = 2; i < n.size(); ++i) {
     cu_seqlens.push_back(cu_seqlens.back() + static_cast<int32_t>(n[i]));
@@ -63,7 +63,7 @@ void run_attention(Stream& stream, bool int16, const std::vector<int64_t>& n) {
   const auto qkv = read_floats(tokens * 3 * width);
   std::vector<float> context(static_cast<size_t>(tokens * width));
   const float scale = 1.0f / static_cast<float>(n[1]);
-  attention(stream, {context.data(), qkv.data(), n[0], n[1], scale, int16}, cu_seqlens.data(),
+  attention(stream, {context.data(), qkv.data(), n[0], n[1], scale, format}, cu_seqlens.data(),
             static_cast<int64_t>(cu_seqlens.size()) - 1);
   write_floats(context);
 }
@@ -110,8 +110,9 @@ int main(int argc, char** argv) {
   for (int i = first; i < argc; ++i) numbers.push_back(std::atoll(argv[i]));
   Stream stream(kernels, std::atoi(argv[2]));
   if (op == "linear") run_linear(stream, argv[4], numbers);
-  else if (op == "attention") run_attention(stream, false, numbers);
-  else if (op == "attention_int16") run_attention(stream, true, numbers);
+  else if (op == "attention") run_attention(stream, kAttentionFloat32, numbers);
+  else if (op == "attention_narrow") run_attention(stream, kAttentionNarrow, numbers);
+  else if (op == "attention_split") run_attention(stream, kAttentionSplit, numbers);
   else if (op == "layer_norm") run_layer_norm(stream, numbers);
   else if (op == "elementwise") run_elementwise(kernels, numbers);
   else return 2;

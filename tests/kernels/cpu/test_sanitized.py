@@ -116,7 +116,7 @@ def test_linear(
     compare(isa, dtype, out, compute, make_ops)
 
 
-@pytest.mark.parametrize(("dtype", "op"), [("float32", "attention"), ("int8", "attention_int16")])
+@pytest.mark.parametrize(("dtype", "op"), [("float32", "attention"), ("int8", "attention_narrow")])
 def test_attention(
     runner: list[str], isa: str, make_ops: Any, reference: Any, dtype: str, op: str
 ) -> None:
