@@ -28,11 +28,13 @@ def build(
     *,
     flags: Sequence[str],
     link: Sequence[str],
+    others: Mapping[Path, Sequence[str]] | None = None,
 ) -> Path:
-    """Compile the common sources and `paths` (file stem -> its flags), and link the program."""
+    """Compile the common sources, `paths` (file stem -> its flags) and `others`; link them."""
     sources: dict[Path, Sequence[str]] = {SOURCE / f"{name}.cpp": flags for name in COMMON}
     sources[Path(__file__).with_name("runner.cpp")] = flags
     sources.update({SOURCE / f"{name}.cpp": own for name, own in paths.items()})
+    sources.update(others or {})
 
     def compile_one(item: tuple[Path, Sequence[str]]) -> Path:
         target = folder / f"{item[0].stem}.o"

@@ -7,6 +7,9 @@
 //   runner PATH THREADS layer_norm rows hidden_size
 //   runner PATH THREADS elementwise activation count        (activation -1: exp)
 //
+// Built with AMX_TRAP, `runner --trap-amx PATH ...` runs a path though the processor does not
+// support it: amx_trap.h carries out its AMX instructions. Standard error says how many.
+//
 // float32 operands come from standard input in the order of the operator's parameters, the result
 // goes to standard output.
 #include <cstdio>
@@ -17,6 +20,10 @@
 
 #include "dispatch.h"
 #include "operators.h"
+
+#ifdef AMX_TRAP
+#include "amx_trap.h"
+#endif
 
 namespace {
 
@@ -96,10 +103,18 @@ int main(int argc, char** argv) {
     }
     return 0;
   }
+  bool trap = false;
+#ifdef AMX_TRAP
+  if (argc > 1 && std::strcmp(argv[1], "--trap-amx") == 0) {
+    amx::install_trap();
+    trap = true;
+    ++argv, --argc;
+  }
+#endif
   if (argc < 5) return 2;
   const Kernels* kernels = nullptr;
   for (int i = 0; i < count; ++i) {
-    if (paths[i].supported && std::strcmp(paths[i].kernels->name, argv[1]) == 0) {
+    if ((paths[i].supported || trap) && std::strcmp(paths[i].kernels->name, argv[1]) == 0) {
       kernels = paths[i].kernels;
     }
   }
@@ -116,5 +131,8 @@ int main(int argc, char** argv) {
   else if (op == "layer_norm") run_layer_norm(stream, numbers);
   else if (op == "elementwise") run_elementwise(kernels, numbers);
   else return 2;
+#ifdef AMX_TRAP
+  if (trap) std::fprintf(stderr, "trapped %ld\n", amx::trapped());
+#endif
   return 0;
 }
