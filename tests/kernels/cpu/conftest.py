@@ -25,7 +25,7 @@ PATHS = [path for path in loader.all_paths() if path.supported] if BUILT else []
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`isa` is every path; the others are those that have a kernel for a format.
 
-    `words_isa`: those that multiply 16-bit integers.
+    `words_isa`: those whose attention multiplies 16-bit integers; `tile_isa`: on matrix units.
     """
 
     def having(format_: str) -> list[loader.CpuPath]:
@@ -37,7 +37,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         "block_isa": having("float32-block"),
         "bfloat16_isa": plain_bfloat16,  # those that widen it, and do not multiply it as it is
         "float16_isa": having("float16"),
-        "words_isa": [path for path in PATHS if path.name.startswith(("avx", "amx"))],
+        "words_isa": [path for path in PATHS if path.name.startswith("avx")],
+        "tile_isa": [path for path in PATHS if path.name.startswith("amx")],
     }
     for name, paths in choices.items():
         if name not in metafunc.fixturenames:

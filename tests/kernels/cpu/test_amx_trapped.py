@@ -132,15 +132,25 @@ def test_linear_gives_the_bytes_of_the_software_tiles(
             assert out.tobytes() == expected.tobytes(), (shape, threads)
 
 
-@pytest.mark.parametrize(("dtype", "op"), [("float32", "attention"), ("int8", "attention_int16")])
+@pytest.mark.parametrize(
+    ("format_", "op"),
+    [
+        ("bfloat16x6", "attention"),
+        ("bfloat16x3", "attention_split"),
+        ("bfloat16x1", "attention_narrow"),
+        ("int8", "attention_narrow"),
+    ],
+)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_attention_gives_the_bytes_of_the_software_vectors(
-    runner: list[str], make_ops: Any, reference: Any, dtype: str, op: str, threads: int
+def test_attention_gives_the_bytes_of_the_software_tiles(
+    runner: list[str], make_ops: Any, reference: Any, format_: str, op: str, threads: int
 ) -> None:
+    dtype, precision = FORMATS[format_]
     seqlens, heads, head_dim = [1, 30, 270, 7], 2, 40
     qkv = np.random.default_rng(3).standard_normal((308, 3 * heads * head_dim)).astype(np.float32)
     out = run([*runner, str(threads)], op, heads, head_dim, *seqlens, arrays=(qkv,))
-    with make_ops(dtype, isa="amx-software", threads=1).stream(alone=False) as running:
+    ops = make_ops(dtype, matmul_precision=precision, isa="amx-software", threads=1)
+    with ops.stream(alone=False) as running:
         batch = running.upload(pack([np.zeros(n, np.int32) for n in seqlens]))
         scale = float(np.float32(1) / np.float32(head_dim))
         hidden = reference.put(running, qkv)

@@ -30,7 +30,7 @@ PATHS = {
     "path_avx2_vnni": (*AVX2, "-mavxvnni"),
     "path_avx512": AVX512,
     "path_avx512_vnni": AVX512_VNNI,
-    "path_amx": (*AVX512_VNNI, "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
+    "path_amx": (*AVX512_VNNI, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
     "path_avx2_vnni_software": AVX2,
     "path_avx512_vnni_software": AVX2,
     "path_amx_software": AVX2,
@@ -80,8 +80,15 @@ def test_a_report_ends_the_program(tmp_path: Path) -> None:
         run([str(tmp_path / "bad")])
 
 
-def compare(isa: str, dtype: str, out: Any, compute: Callable[[Any], Any], make_ops: Any) -> None:
-    ops = make_ops(dtype, isa=isa, threads=1)
+def compare(
+    isa: str,
+    dtype: str,
+    out: Any,
+    compute: Callable[[Any], Any],
+    make_ops: Any,
+    precision: str = "highest",
+) -> None:
+    ops = make_ops(dtype, matmul_precision=precision, isa=isa, threads=1)
     with ops.stream(alone=False) as running:
         expected = running.download(compute(running))
     assert out.tobytes() == expected.tobytes()
@@ -116,9 +123,22 @@ def test_linear(
     compare(isa, dtype, out, compute, make_ops)
 
 
-@pytest.mark.parametrize(("dtype", "op"), [("float32", "attention"), ("int8", "attention_narrow")])
+@pytest.mark.parametrize(
+    ("dtype", "precision", "op"),
+    [
+        ("float32", "highest", "attention"),
+        ("float32", "high", "attention_split"),
+        ("int8", "highest", "attention_narrow"),
+    ],
+)
 def test_attention(
-    runner: list[str], isa: str, make_ops: Any, reference: Any, dtype: str, op: str
+    runner: list[str],
+    isa: str,
+    make_ops: Any,
+    reference: Any,
+    dtype: str,
+    precision: str,
+    op: str,
 ) -> None:
     seqlens, heads, head_dim = [1, 30, 270, 7], 2, 40
     qkv = np.random.default_rng(3).standard_normal((308, 3 * heads * head_dim)).astype(np.float32)
@@ -134,7 +154,7 @@ def test_attention(
             softmax_scale=float(np.float32(1) / np.float32(head_dim)),
         )
 
-    compare(isa, dtype, out, compute, make_ops)
+    compare(isa, dtype, out, compute, make_ops, precision)
 
 
 @pytest.mark.parametrize("hidden_size", [3, 384, 401])
