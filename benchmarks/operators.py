@@ -13,7 +13,8 @@ import argparse
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,18 +78,24 @@ def operations(loaded: LoadedModel, num_seqs: int, seqlen: int) -> float:
     return 2.0 * num_seqs * seqlen * config.num_hidden_layers * config.hidden_size * per_layer
 
 
-def measure(loaded: LoadedModel, num_seqs: int, seqlen: int, passes: int) -> dict[str, Any]:
-    """Seconds of each kind of operator, for each dtype."""
+def measure(
+    loaded: LoadedModel,
+    num_seqs: int,
+    seqlen: int,
+    passes: int,
+    makers: Mapping[str, Callable[[], CpuOps]],
+) -> dict[str, dict[str, float]]:
+    """Name -> kind of operator -> seconds of one pass, by the ops that `makers` make."""
     rng = np.random.default_rng(0)
     texts = [
         rng.integers(0, loaded.config.vocab_size, seqlen).astype(np.int32) for _ in range(num_seqs)
     ]
     batch = pack(texts, first_position=loaded.config.first_position)
-    found: dict[str, Any] = {}
+    found: dict[str, Timed] = {}
     running: list[Callable[[], None]] = []
     kept: list[CpuOps] = []
-    for dtype in DTYPES:
-        ops = CpuOps(dtype, threads=1)
+    for name, make in makers.items():
+        ops = make()
         kept.append(ops)
         parameters = model.prepare(ops, loaded.weights, loaded.config)
         steps = prepare_steps(ops, loaded.steps)
@@ -102,14 +109,14 @@ def measure(loaded: LoadedModel, num_seqs: int, seqlen: int, passes: int) -> dic
                 states = model.encode(timed, uploaded, parameters, loaded.config)
                 apply_steps(timed, states, uploaded, steps)
 
-        found[dtype] = timed
+        found[name] = timed
         running.append(one_pass)
     for _ in range(passes):
         for one in running:
             one()
     for ops in kept:
         ops.close()
-    return {dtype: timed.seconds() for dtype, timed in found.items()}
+    return {name: timed.seconds() for name, timed in found.items()}
 
 
 def main() -> None:
@@ -121,13 +128,15 @@ def main() -> None:
     loaded = load_model(arguments.model)
     with tempfile.TemporaryDirectory() as scratch:
         peaks = ceilings.measure(cpu_features(), threads=1, scratch=Path(scratch))
+    makers = {dtype: partial(CpuOps, dtype, threads=1) for dtype in DTYPES}
     best = {dtype: ceilings.ceiling(peaks, dtype) for dtype in DTYPES}
     print("one thread; " + ", ".join(f"{n} {v['per_s'] / 1e9:.1f} G/s" for n, v in peaks.items()))
     print("\n| texts | dtype | ms | tokens/s | linear layers, of peak | linear | attention "
           "| layer_norm | embed, pool |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|---|")
     for num_seqs, seqlen in SHAPES:
-        for dtype, seconds in measure(loaded, num_seqs, seqlen, arguments.passes).items():
+        found = measure(loaded, num_seqs, seqlen, arguments.passes, makers)
+        for dtype, seconds in found.items():
             total = sum(seconds.values())
             rate = operations(loaded, num_seqs, seqlen) / seconds["linear"]
             peak = best[dtype]

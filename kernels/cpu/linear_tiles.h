@@ -315,7 +315,12 @@ void tiles_compute(const Linear& linear, const LinearCall& call, int64_t row_beg
                    int64_t row_end, int64_t panel_begin, int64_t panel_end, void*) {
   const BFloat16Tiles<kParts, kProducts> format = {linear, call.prepared,
                                                    tile_steps(linear.in_features)};
-  compute_tiles(format, linear, call, row_begin, row_end, panel_begin, panel_end);
+  // All panels read a block's activations, which therefore must fit the second-level cache.
+  constexpr int64_t kMostBytes = 3 << 18;
+  const int64_t bytes = format.steps * BFloat16Tiles<kParts, kProducts>::kStepBytes;
+  const int64_t rows = kTileBlock * (bytes < kMostBytes ? kMostBytes / bytes : 1);
+  for (int64_t row = row_begin; row < row_end; row += rows)
+    compute_tiles(format, linear, call, row, min_of(row_end, row + rows), panel_begin, panel_end);
 }
 
 template <int kParts, int kProducts>
