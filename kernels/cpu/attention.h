@@ -199,7 +199,7 @@ struct FloatAttention {
   }
   void score(const float* query, int64_t stride, int64_t queries, int64_t keys) const {
     for_each_tile(0, queries, Vec::kTileRows, [&](int64_t row, int64_t rows) {
-      const MultiplyTile multiply = multiply_for(rows);
+      const auto multiply = multiply_for(rows);
       for (int64_t j = 0; j < keys; j += kPanelCols)
         multiply(scores + row * kBlockKeys + j, kBlockKeys, query + row * stride, stride,
                  keys_packed + j * head_dim, head_dim, nothing());
@@ -210,7 +210,7 @@ struct FloatAttention {
   }
   void weigh(int64_t queries, int64_t keys) const {
     for_each_tile(0, queries, Vec::kTileRows, [&](int64_t row, int64_t rows) {
-      const MultiplyTile multiply = multiply_for(rows);
+      const auto multiply = multiply_for(rows);
       for (int64_t d = 0; d < wide; d += kPanelCols)
         multiply(product + row * wide + d, wide, scores + row * kBlockKeys, kBlockKeys,
                  values_packed + d * keys, keys, nothing());

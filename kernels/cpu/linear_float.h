@@ -1,8 +1,9 @@
 // linear_float.h: linear layers whose products are float32 multiply-adds.
 //
 // Weights are packed once into panels [panel][in_features][kPanelCols], padded with zeros, as
-// float32, bfloat16 or float16; the narrow ones are widened, a panel's depth block at a time, into
-// scratch that stays in the first-level cache. Activations are read where they are.
+// float32, bfloat16 or float16. The narrow ones are widened in registers where a job has few rows,
+// one short text, which waits for the weights; else a panel's depth block at a time, into scratch
+// that stays in the first-level cache. Activations are read where they are.
 // Loops: depth block -> panel -> tile of rows. A panel's depth block (384 * 64 bytes with AVX2)
 // is loaded into the first-level cache once and used by all rows of the job.
 // Bound: multiply-adds. Traffic per job: its slice of `hidden` from L2, the panels from L3 once.
@@ -21,33 +22,29 @@ inline int64_t block_depth(int64_t in_features) {
   return round_up(ceil_div(in_features, ceil_div(in_features, kBlockDepth)), 8);
 }
 
-struct Float32Weight {
-  using Element = float;
+constexpr int64_t kFloatBlockRows = 96;
+// Widening a panel takes as long as multiplying it by a few rows.
+constexpr int64_t kNarrowBlockRows = 192;
+// Tiles of a job that widen the weights each for itself.
+constexpr int64_t kTilesInRegisters = 2;
+
+struct Float32Weight : FloatPanel {
+  static constexpr bool kNarrow = false;
   static Element narrow(float x) { return x; }
-  static const float* widen(float*, const Element* panel, int64_t) { return panel; }
-  static constexpr bool kWiden = false;
 };
 
 struct BFloat16Weight {
   using Element = uint16_t;
-  static constexpr bool kWiden = true;
+  static constexpr bool kNarrow = true;
   static Element narrow(float x) { return to_bfloat16(x); }
-  static const float* widen(float* scratch, const Element* panel, int64_t count) {
-    for (int64_t i = 0; i < count; i += Vec::kLanes)
-      Vec::store(scratch + i, Vec::load_bfloat16(panel + i));
-    return scratch;
-  }
+  static Vec::type load(const Element* p) { return Vec::load_bfloat16(p); }
 };
 
 struct Float16Weight {
   using Element = uint16_t;
-  static constexpr bool kWiden = true;
+  static constexpr bool kNarrow = true;
   static Element narrow(float x) { return to_float16(x); }
-  static const float* widen(float* scratch, const Element* panel, int64_t count) {
-    for (int64_t i = 0; i < count; i += Vec::kLanes)
-      Vec::store(scratch + i, Vec::load_float16(panel + i));
-    return scratch;
-  }
+  static Vec::type load(const Element* p) { return Vec::load_float16(p); }
 };
 
 template <typename Weight>
@@ -80,7 +77,7 @@ void float_pack(void* packed, const float* weight, int64_t out_features, int64_t
 
 template <typename Weight>
 size_t float_scratch_bytes(int64_t in_features) {
-  return Weight::kWiden ? sizeof(float) * (size_t)(block_depth(in_features) * kPanelCols) : 0;
+  return Weight::kNarrow ? sizeof(float) * (size_t)(block_depth(in_features) * kPanelCols) : 0;
 }
 
 template <typename Weight>
@@ -89,22 +86,30 @@ void float_compute(const Linear& linear, const LinearCall& call, int64_t row_beg
   const int64_t in_features = linear.in_features;
   const int64_t depth = block_depth(in_features);
   const auto* packed = (const typename Weight::Element*)linear.packed;
+  const int64_t tiles = ceil_div(row_end - row_begin, Vec::kTileRows);
+  const bool widen = Weight::kNarrow && tiles > kTilesInRegisters;
   alignas(64) float sums[Vec::kTileRows * kPanelCols];
   for (int64_t k = 0; k < in_features; k += depth) {
     const int64_t block = min_of(depth, in_features - k);
     const bool last = k + block == in_features;
     for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
       const int64_t col = panel * kPanelCols;
-      const float* weights = Weight::widen((float*)scratch,
-                                           packed + col * in_features + k * kPanelCols,
-                                           block * kPanelCols);
+      const auto* weights = packed + col * in_features + k * kPanelCols;
+      auto* widened = (float*)scratch;
+      if (widen)
+        for (int64_t i = 0; i < block * kPanelCols; i += Vec::kLanes)
+          Vec::store(widened + i, Weight::load(weights + i));
       const auto* next_panel = packed + (col + kPanelCols) * in_features + k * kPanelCols;
       const int64_t panel_bytes = block * kPanelCols * (int64_t)sizeof *packed;
       PanelPrefetch prefetch(next_panel, panel + 1 < call.prefetch_end ? panel_bytes : 0,
-                             ceil_div(row_end - row_begin, Vec::kTileRows));
+                             tiles);
       for_each_tile(row_begin, row_end, Vec::kTileRows, [&](int64_t row, int64_t rows) {
-        multiply_for(rows)(sums, kPanelCols, call.hidden + row * in_features + k, in_features,
-                           weights, block, prefetch.spread(block, linear, call, row, col));
+        const float* hidden = call.hidden + row * in_features + k;
+        const Ahead ahead = prefetch.spread(block, linear, call, row, col);
+        if (widen)
+          multiply_for(rows)(sums, kPanelCols, hidden, in_features, widened, block, ahead);
+        else
+          multiply_for<Weight>(rows)(sums, kPanelCols, hidden, in_features, weights, block, ahead);
         const Tile tile = {row, rows, col, min_of(kPanelCols, linear.out_features - col)};
         const float* partial = k > 0 ? call.out + row * linear.out_features + col : nullptr;
         const FloatSums tile_sums = {sums, kPanelCols, partial, linear.out_features};
@@ -121,7 +126,7 @@ template <typename Weight>
 constexpr minibert::LinearKernel float_kernel(const char* format) {
   return {format,
           kPanelCols,
-          96,
+          Weight::kNarrow ? kNarrowBlockRows : kFloatBlockRows,
           0,
           float_weight_bytes<Weight>,
           float_pack<Weight>,

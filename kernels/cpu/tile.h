@@ -68,13 +68,16 @@ inline auto for_rows(int64_t rows, Pick pick) -> decltype(pick(Count<kRows>())) 
   return nullptr;
 }
 
-template <int kRows>
-inline __attribute__((always_inline)) void multiply_tile(float* __restrict__ out,
-                                                         int64_t out_stride,
-                                                         const float* __restrict__ a,
-                                                         int64_t a_stride,
-                                                         const float* __restrict__ panel,
-                                                         int64_t depth, const Ahead& asked) {
+// A panel's elements: how a vector of them is loaded as float32.
+struct FloatPanel {
+  using Element = float;
+  static Vec::type load(const Element* p) { return Vec::load(p); }
+};
+
+template <int kRows, typename Panel>
+inline __attribute__((always_inline)) void multiply_tile(
+    float* __restrict__ out, int64_t out_stride, const float* __restrict__ a, int64_t a_stride,
+    const typename Panel::Element* __restrict__ panel, int64_t depth, const Ahead& asked) {
   Ahead ahead = asked;
   for (int64_t begin = 0; begin == 0 || begin < depth; begin += kChain) {
     Vec::type acc[kRows][Vec::kTileVecs];
@@ -86,7 +89,7 @@ inline __attribute__((always_inline)) void multiply_tile(float* __restrict__ out
     steps_with_lines<kRows, 1>(begin, end, ahead, [&](int64_t k) MINIBERT_INLINE {
       Vec::type b[Vec::kTileVecs];
 #pragma GCC unroll 4
-      for (int c = 0; c < Vec::kTileVecs; ++c) b[c] = Vec::load(panel + c * Vec::kLanes);
+      for (int c = 0; c < Vec::kTileVecs; ++c) b[c] = Panel::load(panel + c * Vec::kLanes);
       panel += kPanelCols;
       __builtin_prefetch(ahead.address, 0, 2);
       ahead.address += ahead.step;
@@ -109,18 +112,21 @@ inline __attribute__((always_inline)) void multiply_tile(float* __restrict__ out
 }
 
 // The template above for a number of rows known at run time. Not inlined: one copy per path.
-using MultiplyTile = void (*)(float*, int64_t, const float*, int64_t, const float*, int64_t,
-                              const Ahead&);
+template <typename Panel>
+using MultiplyTile = void (*)(float*, int64_t, const float*, int64_t,
+                              const typename Panel::Element*, int64_t, const Ahead&);
 
-template <int kRows>
+template <int kRows, typename Panel>
 void multiply_rows(float* out, int64_t out_stride, const float* a, int64_t a_stride,
-                   const float* panel, int64_t depth, const Ahead& ahead) {
-  multiply_tile<kRows>(out, out_stride, a, a_stride, panel, depth, ahead);
+                   const typename Panel::Element* panel, int64_t depth, const Ahead& ahead) {
+  multiply_tile<kRows, Panel>(out, out_stride, a, a_stride, panel, depth, ahead);
 }
 
-inline MultiplyTile multiply_for(int64_t rows) {
-  return for_rows<Vec::kTileRows>(
-      rows, [](auto count) { return &multiply_rows<decltype(count)::value>; });
+template <typename Panel = FloatPanel>
+inline MultiplyTile<Panel> multiply_for(int64_t rows) {
+  return for_rows<Vec::kTileRows>(rows, [](auto count) -> MultiplyTile<Panel> {
+    return &multiply_rows<decltype(count)::value, Panel>;
+  });
 }
 
 inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
