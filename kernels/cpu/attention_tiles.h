@@ -59,17 +59,18 @@ struct TileAttention {
       for (int64_t d = 0; d < wide; d += kHalf) {
         uint16_t* out = values_packed + (d / kTileDepth * key_steps + j / kTileDepth) * kStep +
                         d % kTileDepth / kHalf * kTileElements + j % kTileDepth / 2 * kTileDepth;
-        Tiles::split_pairs<kParts>(out, kPart, row(value, stride, keys, j, d),
-                                   row(value, stride, keys, j + 1, d));
+        Tiles::split_pairs<kParts>(out, kPart, half_row(value, stride, keys, j, d),
+                                   half_row(value, stride, keys, j + 1, d));
       }
   }
   void score(const float* query, int64_t stride, int64_t queries, int64_t keys) {
-    for (int64_t r = 0; r < kQueries; ++r)
+    // What stands in the rows behind is multiplied as well, and not looked at.
+    for (int64_t r = 0; r < queries; ++r)
       for (int64_t step = 0; step < depth_steps; ++step) {
         const int64_t d = step * kTileDepth;
         Tiles::split<kParts>(place(queries_packed, r, step), kPart,
-                             row(query, stride, queries, r, d),
-                             row(query, stride, queries, r, d + kHalf));
+                             half_row(query, stride, queries, r, d),
+                             half_row(query, stride, queries, r, d + kHalf));
       }
     for (int64_t j = 0; j < keys; j += kTileCols)
       multiply(scores + j, kBlockKeys, queries_packed,
@@ -105,7 +106,7 @@ struct TileAttention {
 
  private:
   // Half a row of a tile, zeros where there is no row or column.
-  Vec::type row(const float* rows, int64_t stride, int64_t count, int64_t r, int64_t d) const {
+  Vec::type half_row(const float* rows, int64_t stride, int64_t count, int64_t r, int64_t d) const {
     return r < count && d < head_dim
                ? load_up_to(rows + r * stride + d, min_of(kHalf, head_dim - d))
                : Vec::zero();
@@ -118,8 +119,8 @@ struct TileAttention {
     alignas(64) uint16_t rows[kParts * kTileElements];
     for (int64_t i = 0; i < kHalf; ++i)
       Tiles::split<kParts>(rows + i * kTileDepth, kTileElements,
-                           row(key, stride, keys, j + i, step * kTileDepth),
-                           row(key, stride, keys, j + i, step * kTileDepth + kHalf));
+                           half_row(key, stride, keys, j + i, step * kTileDepth),
+                           half_row(key, stride, keys, j + i, step * kTileDepth + kHalf));
     uint16_t* out = keys_packed + (j / kTileCols * depth_steps + step) * kStep +
                     j % kTileCols / kHalf * kTileElements;
     for (int part = 0; part < kParts; ++part)
