@@ -9,6 +9,8 @@
 // grows (Milakov and Gimelshein, 2018, arXiv 1805.02867; Dao et al., 2022, arXiv 2205.14135).
 // The order of every sum depends on the sequence alone: batch invariant.
 // Scratch is bounded by head_dim, whatever the length of the sequence.
+// Sequences of at most kShortKeys tokens go another way, in float32 whatever the format: their scores
+// are a vector a query, and laying out their few keys and values costs more than it saves.
 // Requires: head_dim a positive multiple of 8, at most kMaxHeadDim; softmax_scale > 0.
 #pragma once
 
@@ -20,6 +22,7 @@ namespace {
 
 using minibert::AttentionCall;
 
+constexpr int64_t kMaxHeadDim = 128;
 constexpr int64_t kBlockKeys = 256;
 constexpr int64_t kBlockQueries = 2 * Vec::kTileRows;
 constexpr int64_t kGroups = 8;
@@ -90,6 +93,22 @@ inline __attribute__((always_inline)) void exponentiate(float* scores, Vec::type
   }
 }
 
+template <int kCount>
+inline __attribute__((always_inline)) void exponentiate_some(float* out, const Vec::type* x) {
+  Vec::type p[kCount];
+#pragma GCC unroll 8
+  for (int i = 0; i < kCount; ++i) p[i] = x[i];
+  exponential(p);
+#pragma GCC unroll 8
+  for (int i = 0; i < kCount; ++i) Vec::store(out + i * Vec::kLanes, p[i]);
+}
+
+// A vector of a row that ends after `size` values; zeros behind.
+inline Vec::type load_within(const float* row, int64_t at, int64_t size) {
+  const int64_t n = size - at;
+  return n >= Vec::kLanes ? Vec::load(row + at) : n > 0 ? Vec::load_partial(row + at, n) : Vec::zero();
+}
+
 // scores -> exp(scale * (scores - new maximum)); returns the factor for what was summed before.
 // Scores past the last key are -inf: they neither raise the maximum nor add to the sum.
 inline float exponentiate_row(float* scores, int64_t keys, float scale, Softmax& state) {
@@ -114,6 +133,148 @@ inline float exponentiate_row(float* scores, int64_t keys, float scale, Softmax&
   return state.add(before, scale, Vec::reduce_add(sum));
 }
 
+constexpr int64_t kShortKeys = 16;
+// A score's sum is broken after so many terms, as kChain does; a larger part of the error of so few
+// keys is the scores'.
+constexpr int64_t kShortChain = 32;
+constexpr int kShortRows = 6;  // queries together; each number of them is a function of its own
+
+// keys (head_dim, kShortKeys), transposed; columns past the last key are numbers that do not matter,
+// but none so small that the processor takes its time over them.
+inline void transpose_short(float* keys, const float* key, int64_t stride, int64_t seqlen,
+                            int64_t head_dim) {
+  float few[8 * kMaxHeadDim];
+  if (seqlen < kShortKeys)
+    for (int64_t i = 0; i < head_dim * kShortKeys; i += Vec::kLanes)
+      Vec::store(keys + i, Vec::zero());
+  if (seqlen < 8) {  // the rows behind are another sequence's, or nobody's
+    for (int64_t j = 0; j < 8; ++j)
+      __builtin_memcpy(few + j * head_dim, key + min_of(j, seqlen - 1) * stride,
+                       sizeof(float) * (size_t)head_dim);
+    key = few;
+    stride = head_dim;
+  }
+  for (int64_t d = 0; d < head_dim; d += 8) {
+    Vec::transpose(keys + d * kShortKeys, kShortKeys, key + d, stride);
+    if (seqlen > 8)  // its last eight rows
+      Vec::transpose(keys + d * kShortKeys + seqlen - 8, kShortKeys,
+                     key + (seqlen - 8) * stride + d, stride);
+  }
+}
+
+// Some queries of a short sequence.
+template <int kRows>
+__attribute__((noinline)) void attend_short_rows(float* context, int64_t out_stride,
+                                                 const float* query, const float* value,
+                                                 int64_t stride, const float* keys, int64_t seqlen,
+                                                 int64_t head_dim, float softmax_scale) {
+  constexpr int kVecs = kShortKeys / Vec::kLanes;
+  constexpr int kAll = kRows * kVecs;
+  Vec::type p[kAll];
+#pragma GCC unroll 48
+  for (int i = 0; i < kAll; ++i) p[i] = Vec::zero();
+  for (int64_t begin = 0; begin < head_dim; begin += kShortChain) {
+    Vec::type acc[kAll];
+#pragma GCC unroll 48
+    for (int i = 0; i < kAll; ++i) acc[i] = Vec::zero();
+    for (int64_t d = begin; d < min_of(head_dim, begin + kShortChain); ++d) {
+      Vec::type b[kVecs];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) b[v] = Vec::load(keys + d * kShortKeys + v * Vec::kLanes);
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r) {
+        const Vec::type x = Vec::broadcast(query[r * stride + d]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVecs; ++v) acc[r * kVecs + v] = Vec::fma(x, b[v], acc[r * kVecs + v]);
+      }
+    }
+#pragma GCC unroll 48
+    for (int i = 0; i < kAll; ++i) p[i] = Vec::add(p[i], acc[i]);
+  }
+  const Vec::type lowest = Vec::broadcast(-__builtin_inff());
+  const Vec::type factor = Vec::broadcast(softmax_scale);
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) {
+    Vec::type most = lowest;
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) {
+      Vec::type& x = p[r * kVecs + v];
+      const int64_t there = seqlen - v * Vec::kLanes;
+      if (there < Vec::kLanes) x = there > 0 ? Vec::keep_first(x, there, lowest) : lowest;
+      most = Vec::max(most, x);
+    }
+    const Vec::type offset = Vec::broadcast(Vec::reduce_max(most));
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v)
+      p[r * kVecs + v] = Vec::mul(Vec::sub(p[r * kVecs + v], offset), factor);
+  }
+  alignas(64) float weights[kRows * kShortKeys];
+#pragma GCC unroll 12
+  for (int i = 0; i < kAll; i += kTogether) {
+    constexpr int kRest = kAll % kTogether;
+    if (i + kTogether <= kAll) {
+      exponentiate_some<kTogether>(weights + i * Vec::kLanes, p + i);
+    } else if constexpr (kRest > 0) {
+      exponentiate_some<kRest>(weights + i * Vec::kLanes, p + i);
+    }
+  }
+  float inverse[kRows];
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) {
+    Vec::type sum = Vec::zero();
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v)
+      sum = Vec::add(sum, Vec::load(weights + r * kShortKeys + v * Vec::kLanes));
+    inverse[r] = 1.0f / Vec::reduce_add(sum);
+  }
+  for (int64_t d = 0; d < head_dim; d += kPanelCols) {
+    Vec::type out[kRows][Vec::kTileVecs];
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+      for (int c = 0; c < Vec::kTileVecs; ++c) out[r][c] = Vec::zero();
+    for (int64_t j = 0; j < seqlen; ++j) {
+      Vec::type b[Vec::kTileVecs];
+#pragma GCC unroll 4
+      for (int c = 0; c < Vec::kTileVecs; ++c)
+        b[c] = load_within(value + j * stride + d, c * Vec::kLanes, head_dim - d);
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r) {
+        const Vec::type x = Vec::broadcast(weights[r * kShortKeys + j]);
+#pragma GCC unroll 4
+        for (int c = 0; c < Vec::kTileVecs; ++c) out[r][c] = Vec::fma(x, b[c], out[r][c]);
+      }
+    }
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+      for (int c = 0; c < Vec::kTileVecs; ++c) {
+        const int64_t at = d + c * Vec::kLanes, n = min_of(Vec::kLanes, head_dim - at);
+        if (n > 0)
+          store_up_to(context + r * out_stride + at,
+                      Vec::mul(out[r][c], Vec::broadcast(inverse[r])), n);
+      }
+  }
+}
+
+// One head of one sequence of at most kShortKeys tokens.
+inline void attend_short(const AttentionCall& call, int64_t begin, int64_t seqlen, int64_t head) {
+  const int64_t head_dim = call.head_dim;
+  const int64_t out_stride = call.num_heads * head_dim, stride = 3 * out_stride;
+  const float* query = call.qkv + begin * stride + head * head_dim;
+  float* context = call.context + begin * out_stride + head * head_dim;
+  alignas(64) float keys[kMaxHeadDim * kShortKeys];
+  transpose_short(keys, query + out_stride, stride, seqlen, head_dim);
+  if (head + 1 < call.num_heads)
+    for (int64_t r = 0; r < seqlen; ++r)
+      prefetch_head(query + r * stride + head_dim, out_stride, head_dim);
+  for_each_tile(0, seqlen, kShortRows, [&](int64_t row, int64_t rows) {
+    for_rows<kShortRows>(rows, [](auto count) {
+      return &attend_short_rows<decltype(count)::value>;
+    })(context + row * out_stride, out_stride, query + row * stride, query + 2 * out_stride, stride,
+       keys, seqlen, head_dim, call.softmax_scale);
+  });
+}
+
 // One head of one sequence. A format has scratch for a block of keys and a group of kQueries queries:
 //   pack(key, value, stride, keys)            a block
 //   score(query, stride, queries, keys)       a group with the block
@@ -129,6 +290,7 @@ void attend(const AttentionCall& call, int64_t begin, int64_t end, int64_t head,
   const float* value = key + out_stride;
   float* context = call.context + begin * out_stride + head * head_dim;
   const int64_t seqlen = end - begin;
+  if (seqlen <= kShortKeys) return attend_short(call, begin, seqlen, head);
   const int64_t num_blocks = ceil_div(seqlen, kBlockKeys);
 
   for_each_tile(0, seqlen, kGroups * Format::kQueries, [&](int64_t shared_begin, int64_t sharing) {

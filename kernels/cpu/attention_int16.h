@@ -19,7 +19,6 @@ constexpr float kScoreSteps = 4095.0f;
 constexpr float kValueSteps = 1023.0f;
 constexpr int kProbabilityBits = 13;
 constexpr float kOne = 1 << kProbabilityBits;  // the largest exponential
-constexpr int64_t kMaxHeadDim = 128;
 static_assert(kMaxHeadDim * 4095 * 4095 < (int64_t{1} << 31), "scores are exact");
 static_assert(kBlockKeys * 8192 * 1023 < (int64_t{1} << 31), "contexts are exact");
 

@@ -9,6 +9,9 @@ import pytest
 
 from minibert.batch import pack
 
+SHORT = 16
+"""Sequences of at most so many tokens are computed in float32, whatever the format."""
+
 
 def make(seqlens: list[int], num_heads: int, head_dim: int, seed: int = 0) -> tuple[Any, Any]:
     rng = np.random.default_rng(seed)
@@ -44,6 +47,31 @@ def test_attention_is_as_exact_as_float32(
     batch, qkv = make([1, 2, 17, 64, 5, 31], 3, head_dim)
     out = run(make_ops(isa=isa), reference.put, batch, qkv, 3, head_dim)
     check(reference, out, batch, qkv, 3, head_dim)
+
+
+@pytest.mark.parametrize("head_dim", [8, 24, 32, 40, 128])
+def test_short_sequences_are_float32_and_alone(
+    isa: str, make_ops: Any, reference: Any, head_dim: int
+) -> None:
+    """Every length, between rows of NaN: the bytes of float32 in each format.
+
+    The largest error of so few values is chance; their root mean square is compared.
+    """
+    seqlens = [length for n in range(1, SHORT + 1) for length in (n, 1)]
+    batch, qkv = make(seqlens, 2, head_dim, seed=head_dim)
+    args = (2, head_dim, head_dim**-0.5)
+    plain = reference.attention(qkv, batch.cu_seqlens, *args)
+    exact = reference.attention(qkv.astype(np.float64), batch.cu_seqlens, *args)
+    poisoned = qkv.copy()
+    others = np.repeat(np.arange(len(seqlens)) % 2 == 1, seqlens)
+    poisoned[others] = np.nan
+    out = run(make_ops(isa=isa), reference.put, batch, poisoned, 2, head_dim)
+    squares = [np.square(found - exact)[~others].mean() for found in (out, plain)]
+    assert np.sqrt(squares[0]) <= 2 * np.sqrt(squares[1])
+    assert np.isnan(out[others]).all()
+    for dtype in ("bfloat16", "int8"):
+        narrow = run(make_ops(dtype, isa=isa), reference.put, batch, poisoned, 2, head_dim)
+        assert narrow[~others].tobytes() == out[~others].tobytes()
 
 
 @pytest.mark.parametrize("seqlen", [1, 255, 256, 257, 512, 700])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.kernels.cpu.test_attention import make, run
+from tests.kernels.cpu.test_attention import SHORT, make, run
 
 BLOCK = 256  # keys between two corrections of what was summed
 
@@ -23,17 +23,21 @@ def bfloat16(x: Any) -> Any:
 def expected(qkv: Any, cu_seqlens: Any, num_heads: int, head_dim: int) -> Any:
     """Queries, keys, values and exponentials rounded; everything between them exact."""
     out = np.zeros((len(qkv), num_heads, head_dim))
-    parts = bfloat16(qkv).reshape(-1, 3, num_heads, head_dim)
+    exact = qkv.astype(np.float64).reshape(-1, 3, num_heads, head_dim)
+    parts = bfloat16(exact)
     for begin, end in itertools.pairwise(cu_seqlens):
         for head in range(num_heads):
-            query, key, value = parts[begin:end, :, head].transpose(1, 0, 2)
+            short = end - begin <= SHORT
+            rounded = (lambda x: x) if short else bfloat16
+            found = (exact if short else parts)[begin:end, :, head]
+            query, key, value = found.transpose(1, 0, 2)
             scores = query @ key.T * head_dim**-0.5
             total, sums, most = 0.0, 0.0, np.full((end - begin, 1), -np.inf)
             for block in range(0, end - begin, BLOCK):
                 x = scores[:, block : block + BLOCK]
                 before, most = most, np.maximum(most, x.max(axis=1, keepdims=True))
                 p = np.exp(x - most)
-                total = total * np.exp(before - most) + bfloat16(p) @ value[block : block + BLOCK]
+                total = total * np.exp(before - most) + rounded(p) @ value[block : block + BLOCK]
                 sums = sums * np.exp(before - most) + p.sum(axis=1, keepdims=True)
             out[begin:end, head] = total / sums
     return out.reshape(len(qkv), -1)
