@@ -45,13 +45,8 @@ inline void pack_keys(float* panel, const float* key, int64_t stride, int64_t ke
 inline void pack_values(float* panel, const float* value, int64_t stride, int64_t keys,
                         int64_t cols) {
   for (int64_t j = 0; j < keys; ++j, panel += kPanelCols)
-    for (int64_t c = 0; c < kPanelCols; c += Vec::kLanes) {
-      const int64_t n = cols - c;
-      const float* source = value + j * stride + c;
-      Vec::store(panel + c, n >= Vec::kLanes ? Vec::load(source)
-                            : n > 0          ? Vec::load_partial(source, n)
-                                             : Vec::zero());
-    }
+    for (int64_t c = 0; c < kPanelCols; c += Vec::kLanes)
+      Vec::store(panel + c, load_within(value + j * stride, c, cols));
 }
 
 constexpr int kTogether = 4;  // vectors whose exponentials are taken together
@@ -101,12 +96,6 @@ inline __attribute__((always_inline)) void exponentiate_some(float* out, const V
   exponential(p);
 #pragma GCC unroll 8
   for (int i = 0; i < kCount; ++i) Vec::store(out + i * Vec::kLanes, p[i]);
-}
-
-// A vector of a row that ends after `size` values; zeros behind.
-inline Vec::type load_within(const float* row, int64_t at, int64_t size) {
-  const int64_t n = size - at;
-  return n >= Vec::kLanes ? Vec::load(row + at) : n > 0 ? Vec::load_partial(row + at, n) : Vec::zero();
 }
 
 // scores -> exp(scale * (scores - new maximum)); returns the factor for what was summed before.

@@ -91,7 +91,7 @@ inline void quantise_words(int16_t* out, int64_t depth, const float* rows, int64
 inline int64_t paired_keys(int64_t keys) { return keys / (2 * Vec::kLanes) * (2 * Vec::kLanes); }
 
 // scores -> 2^(13 + scale * score - maximum), whole numbers in the lowest bits of floats. 2^f,
-// |f| <= 1/2, by a polynomial of degree 4, off by 2.6e-6. Lanes past the last key are zeros.
+// |f| <= 1/2, by kPowerOfTwo. Lanes past the last key are zeros.
 template <int kCount>
 inline __attribute__((always_inline)) void exponentiate_words(Vec::type (&p)[kCount],
                                                               const int32_t* scores, int64_t keys,
@@ -105,7 +105,7 @@ inline __attribute__((always_inline)) void exponentiate_words(Vec::type (&p)[kCo
   if (kCount == 1 && keys < Vec::kLanes) x[0] = Vec::keep_first(x[0], keys, lowest);
   MINIBERT_EACH n[i] = Vec::add(x[i], bits);
   MINIBERT_EACH x[i] = Vec::sub(x[i], Vec::sub(n[i], bits));
-  polynomial(p, x, {0.009570102f, 0.055917859f, 0.24024744f, 0.69312179f, 0.99999928f});
+  polynomial(p, x, kPowerOfTwo);
   MINIBERT_EACH p[i] = Vec::add(Words::add_exponent(p[i], n[i]), bits);
 }
 

@@ -21,18 +21,17 @@ static_assert(kBlockKeys % kTileDepth == 0, "steps of keys must fill a block");
 template <int kParts, int kProducts>
 struct TileAttention {
   static constexpr int64_t kQueries = kTileBlock;
-  static constexpr int64_t kPart = 2 * kTileElements;         // of two tiles
-  static constexpr int64_t kStep = kParts * kPart;            // of 32 inputs
-  static constexpr int64_t kStepBytes = 2 * kStep;
+  static constexpr int64_t kPart = 2 * kTileElements;  // of two tiles
+  static constexpr int64_t kStep = kParts * kPart;     // of 32 inputs
   static constexpr int64_t kHalf = kTileDepth / 2;
   static_assert(Vec::kLanes == kHalf, "two vectors are a row of a tile");
-  // One part takes powers of 2 by a polynomial off by 2.6e-6; two parts need those of e.
+  // Of the base of the exponentials. One part takes powers of 2 by a polynomial off by 2.6e-6; two parts need those of e.
   static constexpr float kLogBase = kParts == 1 ? 0.693147181f : 1.0f;
 
   int64_t head_dim, wide, depth_steps, key_steps = 0;
-  float scale;              // of scores, to exponents of kBase
-  float* scores;            // (kQueries, kBlockKeys)
-  float* product;           // (kQueries, wide)
+  float scale;     // of scores, to exponents
+  float* scores;   // (kQueries, kBlockKeys)
+  float* product;  // (kQueries, wide)
   uint16_t* keys_packed;
   uint16_t* values_packed;
   uint16_t* queries_packed;
@@ -76,7 +75,7 @@ struct TileAttention {
       multiply(scores + j, kBlockKeys, queries_packed,
                keys_packed + j / kTileCols * depth_steps * kStep, depth_steps);
   }
-  // scores -> kBase^(scale * score - maximum), in parts; maxima are exponents.
+  // scores -> powers of scale * score - maximum, in parts; maxima are exponents.
   float exponentiate(int64_t r, int64_t keys, Softmax& state) {
     float* row = scores + r * kBlockKeys;
     const int64_t padded = key_steps * kTileDepth;
@@ -107,9 +106,7 @@ struct TileAttention {
  private:
   // Half a row of a tile, zeros where there is no row or column.
   Vec::type half_row(const float* rows, int64_t stride, int64_t count, int64_t r, int64_t d) const {
-    return r < count && d < head_dim
-               ? load_up_to(rows + r * stride + d, min_of(kHalf, head_dim - d))
-               : Vec::zero();
+    return load_within(rows + r * stride, d, r < count ? head_dim : 0);
   }
   static uint16_t* place(uint16_t* rows, int64_t r, int64_t step) {
     return rows + step * kStep + r / 16 * kTileElements + r % 16 * kTileDepth;
@@ -146,7 +143,7 @@ struct TileAttention {
     MINIBERT_EACH f[i] = Vec::max(lowest, x[i]);
     MINIBERT_EACH n[i] = Vec::add(f[i], bits);
     MINIBERT_EACH f[i] = Vec::sub(f[i], Vec::sub(n[i], bits));
-    polynomial(p, f, {0.009570102f, 0.055917859f, 0.24024744f, 0.69312179f, 0.99999928f});
+    polynomial(p, f, kPowerOfTwo);
     MINIBERT_EACH x[i] = Vec::zero_where_less(Words::add_exponent(p[i], n[i]), x[i], lowest);
   }
   template <int kCount>

@@ -45,6 +45,10 @@ inline __attribute__((always_inline)) void exponential(Vec::type (&x)[kCount]) {
   MINIBERT_EACH x[i] = Vec::zero_where_less(Vec::scale_by_power(p[i], n[i]), x[i], lowest);
 }
 
+// 2^f, |f| <= 1/2, off by 2.6e-6, for exponentials that are rounded to 16 bits.
+constexpr float kPowerOfTwo[] = {0.009570102f, 0.055917859f, 0.24024744f, 0.69312179f,
+                                 0.99999928f};
+
 inline Vec::type exponential(Vec::type x) {
   Vec::type one[1] = {x};
   exponential(one);

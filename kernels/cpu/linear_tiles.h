@@ -44,11 +44,9 @@ void tiles_pack(void* packed, const float* weight, int64_t out_features, int64_t
       const float* source = weight + col * in_features + step * kTileDepth;
       uint16_t parts[kParts][kTileDepth] = {};
       for (int64_t k = 0; k < count; ++k) {
-        float rest = source[k];
-        for (int part = 0; part < kParts; ++part) {
-          parts[part][k] = to_bfloat16(rest);
-          rest -= from_bfloat16(parts[part][k]);
-        }
+        uint16_t split[kParts];
+        split_bfloat16<kParts>(source[k], split);
+        for (int part = 0; part < kParts; ++part) parts[part][k] = split[part];
       }
       for (int part = 0; part < kParts; ++part) {
         auto* tile = (char*)packed +
@@ -87,10 +85,8 @@ void tiles_prepare(void* prepared, const float* hidden, int64_t row_begin, int64
     }
     for (; step < steps; ++step, out += kParts * kPart, source += kTileDepth) {
       const int64_t count = row < row_end ? in_features - step * kTileDepth : 0;
-      const auto some = [&](int64_t from) {
-        return count > from ? load_up_to(source + from, min_of(kHalf, count - from)) : Vec::zero();
-      };
-      Tiles::split<kParts>(out, kPart, some(0), some(kHalf));
+      Tiles::split<kParts>(out, kPart, load_within(source, 0, count),
+                           load_within(source, kHalf, count));
     }
   }
 }

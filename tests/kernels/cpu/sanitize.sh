@@ -47,5 +47,5 @@ export LD_PRELOAD="$(g++ -print-file-name=$runtime) $(g++ -print-file-name=libst
 # shellcheck disable=SC2086
 "$python" -m pytest -q -s -p no:cacheprovider $tests \
   --deselect tests/kernels/cpu/test_aarch64.py --deselect tests/kernels/cpu/test_sanitized.py \
-  --deselect tests/kernels/cpu/test_amx_trapped.py \
+  --deselect tests/kernels/cpu/test_amx_trapped.py --deselect tests/kernels/cpu/test_amx_emulator.py \
   -k "not forked and not without_the_extension"
