@@ -27,6 +27,7 @@ COMMON_FLAGS = [
     "-std=c++17",
     "-O3",
     "-g0",
+    "-fno-fast-math",  # whatever CFLAGS says: NaN is looked for, and sums keep their order
     "-ffp-contract=off",
     "-fvisibility=hidden",
     "-Wall",

@@ -9,10 +9,18 @@ from minibert.errors import MemoryLimitError
 
 
 class Budget(NamedTuple):
-    """Limits of the batches that run at once on one device; `memory_limit` is that of one batch."""
+    """Limits of the batches that run at once on one device.
+
+    Attributes:
+        max_batch_tokens: of one batch.
+        num_streams: batches that run at once.
+        num_scratch: scratch memories that may exist at once: one each, and those of idle streams.
+        memory_limit: bytes of one scratch memory; None for no limit.
+    """
 
     max_batch_tokens: int
     num_streams: int
+    num_scratch: int
     memory_limit: int | None
 
 
@@ -22,6 +30,7 @@ def make_budget(
     max_batch_tokens: int,
     max_length: int,
     num_streams: int,
+    num_idle_streams: int = 0,
     memory_limit: int | None,
 ) -> Budget:
     """Choose how many tokens may run at once so that scratch memory stays within a limit.
@@ -31,20 +40,21 @@ def make_budget(
         max_batch_tokens: wanted budget of one batch.
         max_length: most tokens of one text.
         num_streams: batches that run at once.
-        memory_limit: bytes that all running batches may take together; None for no limit.
+        num_idle_streams: that keep scratch memory beside those.
+        memory_limit: bytes that all scratch memory may take together; None for no limit.
 
     Raises:
         MemoryLimitError: not even a batch of one token fits.
     """
     if memory_limit is None:
-        return Budget(max_batch_tokens, num_streams, None)
+        return Budget(max_batch_tokens, num_streams, num_streams + num_idle_streams, None)
 
     def fits(num_tokens: int) -> bool:
         # As many texts as tokens is the most that the bound can see.
         return scratch_bytes(num_tokens, min(num_tokens, max_length), num_tokens) <= share
 
     for streams in range(num_streams, 0, -1):
-        share = memory_limit // streams
+        share = memory_limit // (streams + num_idle_streams)
         if not fits(max_length) and streams > 1:
             continue  # fewer streams, so that long texts keep their place
         if not fits(1):
@@ -53,8 +63,8 @@ def make_budget(
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if fits(middle) else (low, middle - 1)
-        return Budget(low, streams, share)
-    needed = scratch_bytes(1, 1, 1)
+        return Budget(low, streams, streams + num_idle_streams, share)
+    needed = scratch_bytes(1, 1, 1) * (1 + num_idle_streams)
     raise MemoryLimitError(
         f"memory_limit must be at least {needed} bytes for one token, got {memory_limit}"
     )

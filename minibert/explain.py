@@ -63,8 +63,8 @@ def explain(
         (
             "batches",
             f"at most {budget.max_batch_tokens:,} tokens or one text, {budget.num_streams} at "
-            f"once{each}; scratch at most {scratch * budget.num_streams / 1e6:.1f} MB{each}"
-            + ("" if limit is None else f" (limit {limit * budget.num_streams / 1e6:.1f} MB)"),
+            f"once{each}; scratch at most {scratch * budget.num_scratch / 1e6:.1f} MB{each}"
+            + ("" if limit is None else f" (limit {limit * budget.num_scratch / 1e6:.1f} MB)"),
         ),
         (
             "so far",

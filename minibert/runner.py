@@ -198,7 +198,8 @@ class Runner:
         """
         most = max(self.budget.max_batch_tokens, max_seqlen)
         longest = min(most, self.config.max_tokens)
-        scratch = self.num_streams * self.scratch_bytes(most, longest, most)
+        memories = len(self.models) * self.budget.num_scratch
+        scratch = memories * self.scratch_bytes(most, longest, most)
         ids = 8 * num_tokens + _BYTES_PER_TEXT * num_texts
         rows = 4 * dimension * num_texts * 4  # the result, and copies while it is normalised
         return scratch + ids + rows + tokenizer.scratch_bytes(characters)
@@ -260,11 +261,11 @@ class Runner:
             longest = seqlens.index(max(seqlens))
             needed = self.scratch_bytes(seqlens[longest], seqlens[longest], 1)
             if needed > limit:
-                streams = self.budget.num_streams
-                share = f", {limit} for each of {streams} batches at once" if streams > 1 else ""
+                parts = self.budget.num_scratch
+                share = f", {limit} for each of {parts} streams" if parts > 1 else ""
                 raise MemoryLimitError(
                     f"text {longest} of {seqlens[longest]} tokens must fit memory_limit = "
-                    f"{limit * streams} bytes{share}, it needs {needed}: raise the limit or lower "
+                    f"{limit * parts} bytes{share}, it needs {needed}: raise the limit or lower "
                     "max_length"
                 )
 
@@ -374,6 +375,7 @@ def make_runner(
         max_batch_tokens=max_batch_tokens or ops.preferred_batch_tokens,
         max_length=loaded.max_length,
         num_streams=ops.num_streams,
+        num_idle_streams=ops.num_idle_streams,
         memory_limit=memory_limit,
     )
     return Runner(models, config, budget)

@@ -80,6 +80,13 @@ def texts(seed: int, seqlens: list[int]) -> list[Any]:
     return [rng.integers(0, 100, n).astype(np.int32) for n in seqlens]
 
 
+def hidden_on(running: Any, rows: Any) -> CpuArray:
+    """Rows as an operator's result."""
+    out = CpuArray(running._state.memory, *rows.shape)
+    running._native.copy_columns(out.address, out.cols, 0, rows, out.cols, out.rows)
+    return out
+
+
 @pytest.fixture
 def ops() -> Iterator[CpuOps]:
     made = CpuOps(threads=2)
@@ -225,6 +232,65 @@ def test_a_forked_child_starts_its_own_threads(ops: CpuOps) -> None:
     assert encoder(ops, batch, alone=True).tobytes() == expected
 
 
+@needs_kernels
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_child_forked_while_a_stream_is_taken_can_close(ops: CpuOps) -> None:
+    with ops._pool._lock:
+        pid = os.fork()
+        if pid == 0:
+            ops.close()
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@needs_kernels
+@pytest.mark.skipif(sys.platform != "linux", reason="limits on threads are Linux's")
+def test_threads_that_the_system_refuses_are_done_without() -> None:
+    """In a process whose stacks take more than it may map: the first threads start, or none."""
+    code = (
+        "import resource, threading, numpy as np\n"
+        "from tests.test_cpu_ops import CpuOps, Encoder, pack, texts\n"
+        "import minibert.ops.cpu as cpu\n"
+        "single = CpuOps(threads=1)\n"
+        "encoder, batch = Encoder(single), pack(texts(5, [200, 40]))\n"
+        "expected = encoder(single, batch).tobytes()\n"
+        "cpu.usable_cores = lambda: 40\n"
+        "mapped = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (mapped + (100 << 20),) * 2)\n"
+        "team = CpuOps()\n"
+        "for _ in range(3):\n"
+        "    assert encoder(team, batch, alone=True).tobytes() == expected\n"
+        "print('done')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
+@needs_kernels
+@pytest.mark.parametrize("isa", PATHS)
+def test_the_rounding_that_a_thread_has_set_does_not_matter(isa: str) -> None:
+    """Subnormals as zeros in the calling thread, in which a team then has a member."""
+    torch = pytest.importorskip("torch")
+    made = CpuOps(isa=isa, threads=2)
+    weights = made.prepare_linear(np.full((16, 8), 1e-20, np.float32), None, name="test")
+    hidden = np.full((64, 8), 1e-20, np.float32)
+    found = []
+    try:
+        for flush in (False, True):
+            torch.set_flush_denormal(flush)
+            for alone in (True, False):
+                with made.stream(alone=alone) as running:
+                    rows = running.linear(hidden_on(running, hidden), weights)
+                    found.append(running.download(rows).tobytes())
+    finally:
+        torch.set_flush_denormal(False)
+    made.close()
+    assert len(set(found)) == 1
+    # Products on tiles leave subnormals out by themselves.
+    assert made.format != "float32" or np.frombuffer(found[0], np.float32).min() > 0
+
+
 # ---- memory ------------------------------------------------------------------------------------
 @needs_kernels
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
@@ -255,6 +321,94 @@ def test_steady_state_allocates_nothing_and_scratch_bytes_bounds_it(dtype: str, 
     )
     assert after <= made.scratch_bytes(shape)
     made.close()
+
+
+class Pruned:
+    """An encoder whose layers have their own numbers of heads and neurons, all of one head_dim."""
+
+    hidden_size, head_dim = 96, 8
+
+    def __init__(self, ops: Any, shapes: list[tuple[int, int]]) -> None:
+        def linear(out_features: int, in_features: int) -> Any:
+            weight = np.ones((out_features, in_features), np.float32)
+            return ops.prepare_linear(weight, None, name="test")
+
+        size = self.hidden_size
+        self.table = ops.prepare_embedding(np.ones((4, size), np.float32))
+        self.norm = ops.prepare_layer_norm(np.ones(size, np.float32), None, eps=1e-5)
+        self.layers = [
+            (
+                heads,
+                linear(3 * heads * self.head_dim, size),
+                linear(size, heads * self.head_dim),
+                linear(wide, size),
+                linear(size, wide),
+            )
+            for heads, wide in shapes
+        ]
+        self.num_heads = max(heads for heads, _ in shapes)
+        self.intermediate_size = max(wide for _, wide in shapes)
+
+    def shape(self, num_tokens: int) -> ForwardShape:
+        return ForwardShape(
+            num_tokens=num_tokens,
+            max_seqlen=num_tokens,
+            num_seqs=1,
+            hidden_size=self.hidden_size,
+            qkv_size=3 * self.head_dim * self.num_heads,
+            intermediate_size=self.intermediate_size,
+            num_heads=self.num_heads,
+            head_dim=self.head_dim,
+        )
+
+    def __call__(self, ops: Any, batch: Any) -> tuple[Any, ...]:
+        hidden = ops.embed(batch, [self.table, None, None], self.norm)
+        for heads, qkv, output, up, down in self.layers:
+            context = ops.attention(
+                ops.linear(hidden, qkv),
+                batch,
+                num_heads=heads,
+                head_dim=self.head_dim,
+                softmax_scale=0.3,
+            )
+            hidden = ops.layer_norm(ops.linear(context, output, residual=hidden), self.norm)
+            wide = ops.linear(hidden, up, activation="gelu")
+            hidden = ops.layer_norm(ops.linear(wide, down, residual=hidden), self.norm)
+        return (ops.pool(hidden, batch, "mean"),)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("isa", PATHS)
+def test_scratch_bytes_bounds_layers_of_unlike_widths(dtype: str, isa: str) -> None:
+    """As pruning leaves them; a team whose members take rows by themselves, and one thread."""
+    rng = np.random.default_rng(9)
+    num_tokens = 200  # more than each member takes alone
+    for _ in range(2 if isa.endswith("-software") else 8):
+        shapes = [(int(heads), int(wide)) for heads, wide in rng.integers(1, (13, 400), (6, 2))]
+        made = CpuOps(dtype, isa=isa, threads=2)
+        encoder = Pruned(made, shapes)
+        bound = made.scratch_bytes(encoder.shape(num_tokens))
+        results = []
+        for alone in (True, False):
+            with made.stream(alone=alone) as running:
+                results += running.forward(pack([np.zeros(num_tokens, np.int32)]), encoder, key=0)
+                state = running._state
+                assert state is not None
+                taken = state.memory.total_bytes + made._native.stream_bytes(state.handle)
+            assert taken <= bound, (shapes, alone)
+        assert results[0].tobytes() == results[1].tobytes()
+        made.close()
+
+
+@needs_kernels
+def test_an_array_without_memory_says_only_that() -> None:
+    class Full:
+        def take(self, size: int) -> Any:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        CpuArray(Full(), 4, 8)  # type: ignore[arg-type]
 
 
 @needs_kernels
@@ -297,6 +451,8 @@ def test_arguments_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     for device in ("cpu", "auto"):  # not NumPy, which would be slow and say nothing
         with pytest.raises(DeviceOptionError, match=r"MINIBERT_CPU_ISA must be one of"):
             make_ops(device)
+    with pytest.raises(DeviceError, match=r"^isa must be one of .*, got 'sse10'"):
+        CpuOps(isa="sse10")
 
 
 @needs_kernels
@@ -324,6 +480,38 @@ def test_shapes_that_do_not_fit_are_refused(ops: CpuOps) -> None:
             running.pool(CpuArray(memory, 3, 8), batch, "mean")
         with pytest.raises(InputError, match="arrays must have equal rows"):
             running.concatenate([nine, CpuArray(memory, 3, 1)])
+
+
+@needs_kernels
+def test_weights_whose_parts_do_not_fit_are_refused(ops: CpuOps) -> None:
+    ones = np.ones((16, 8), np.float32)
+    with pytest.raises(InputError, match=r"bias of test must be \(16,\), got \(3,\)"):
+        ops.prepare_linear(ones, ones[0, :3], name="test")
+    with pytest.raises(InputError, match=r"of one size, got \(\(8,\), \(3,\)\)"):
+        ops.prepare_layer_norm(ones[0], ones[0, :3], eps=1e-5)
+    wide, narrow = ops.prepare_embedding(ones), ops.prepare_embedding(np.ones((16, 4), np.float32))
+    norm = ops.prepare_layer_norm(ones[0, :4], None, eps=1e-5)
+    batch = pack(texts(9, [2]))
+    for tables, of_four in (([wide, narrow, None], None), ([wide, None, None], norm)):
+        with ops.stream(alone=False) as running:
+            with pytest.raises(InputError, match=r"must be of one width, .* got \[8, 4\]"):
+                running.embed(running.upload(batch), tables, of_four)
+            with pytest.raises(InputError, match=r"must be of one width, .* got \[8, 4\]"):
+                running.forward(
+                    batch, lambda ops, b, t=tables, n=of_four: (ops.embed(b, t, n),), key="wrong"
+                )
+
+
+@needs_kernels
+def test_weights_too_large_for_float16_are_refused_by_name() -> None:
+    weight = np.ones((16, 8), np.float32)
+    half = CpuOps("float16")
+    weight[3, 2] = -65504.0
+    half.prepare_linear(weight, None, name="fits")
+    weight[3, 2] = -65520.0
+    with pytest.raises(DeviceError, match="high must fit float16, its largest value is 65520"):
+        half.prepare_linear(weight, None, name="high")
+    CpuOps("bfloat16").prepare_linear(weight, None, name="high")
 
 
 # ---- choosing a path and a format --------------------------------------------------------------

@@ -303,7 +303,7 @@ def test_fewer_batches_run_at_once_where_a_long_text_needs_the_memory() -> None:
         num_streams=4,
         memory_limit=200,
     )
-    assert budget == Budget(16, 2, 100)
+    assert budget == Budget(16, 2, 2, 100)
 
 
 def test_a_call_does_not_wait_for_workers_that_are_busy_with_another(

@@ -11,18 +11,18 @@
 // Scratch is bounded by head_dim, whatever the length of the sequence.
 // Sequences of at most kShortKeys tokens go another way, in float32 whatever the format: their scores
 // are a vector a query, and laying out their few keys and values costs more than it saves.
-// Requires: head_dim a positive multiple of 8, at most kMaxHeadDim; softmax_scale > 0.
+// Requires: head_dim a positive multiple of 8, at most kMostHeadDim in other formats than float32;
+// softmax_scale > 0.
 #pragma once
 
 #include "elementary.h"
-#include "layer_norm.h"
 #include "tile.h"
 
 namespace {
 
 using minibert::AttentionCall;
+using minibert::kMostHeadDim;
 
-constexpr int64_t kMaxHeadDim = 128;
 constexpr int64_t kBlockKeys = 256;
 constexpr int64_t kBlockQueries = 2 * Vec::kTileRows;
 constexpr int64_t kGroups = 8;
@@ -73,6 +73,20 @@ struct Softmax {
   }
 };
 
+// out = exp(x), kCount vectors of both.
+template <int kCount>
+inline __attribute__((always_inline)) void store_exponentials(float* out, Vec::type* x) {
+  Vec::type p[kCount];
+#pragma GCC unroll 8
+  for (int i = 0; i < kCount; ++i) p[i] = x[i];
+  exponential(p);
+#pragma GCC unroll 8
+  for (int i = 0; i < kCount; ++i) {
+    x[i] = p[i];
+    Vec::store(out + i * Vec::kLanes, p[i]);
+  }
+}
+
 template <int kCount>
 inline __attribute__((always_inline)) void exponentiate(float* scores, Vec::type offset,
                                                         Vec::type factor, Vec::type& sum) {
@@ -80,22 +94,9 @@ inline __attribute__((always_inline)) void exponentiate(float* scores, Vec::type
 #pragma GCC unroll 8
   for (int i = 0; i < kCount; ++i)
     p[i] = Vec::mul(Vec::sub(Vec::load(scores + i * Vec::kLanes), offset), factor);
-  exponential(p);
+  store_exponentials<kCount>(scores, p);
 #pragma GCC unroll 8
-  for (int i = 0; i < kCount; ++i) {
-    Vec::store(scores + i * Vec::kLanes, p[i]);
-    sum = Vec::add(sum, p[i]);
-  }
-}
-
-template <int kCount>
-inline __attribute__((always_inline)) void exponentiate_some(float* out, const Vec::type* x) {
-  Vec::type p[kCount];
-#pragma GCC unroll 8
-  for (int i = 0; i < kCount; ++i) p[i] = x[i];
-  exponential(p);
-#pragma GCC unroll 8
-  for (int i = 0; i < kCount; ++i) Vec::store(out + i * Vec::kLanes, p[i]);
+  for (int i = 0; i < kCount; ++i) sum = Vec::add(sum, p[i]);
 }
 
 // scores -> exp(scale * (scores - new maximum)); returns the factor for what was summed before.
@@ -132,7 +133,7 @@ constexpr int kShortRows = 6;  // queries together; each number of them is a fun
 // but none so small that the processor takes its time over them.
 inline void transpose_short(float* keys, const float* key, int64_t stride, int64_t seqlen,
                             int64_t head_dim) {
-  float few[8 * kMaxHeadDim];
+  float few[8 * kMostHeadDim];
   if (seqlen < kShortKeys)
     for (int64_t i = 0; i < head_dim * kShortKeys; i += Vec::kLanes)
       Vec::store(keys + i, Vec::zero());
@@ -197,14 +198,14 @@ __attribute__((noinline)) void attend_short_rows(float* context, int64_t out_str
     for (int v = 0; v < kVecs; ++v)
       p[r * kVecs + v] = Vec::mul(Vec::sub(p[r * kVecs + v], offset), factor);
   }
-  alignas(64) float weights[kRows * kShortKeys];
+  alignas(64) float probs[kRows * kShortKeys];  // times their sum
 #pragma GCC unroll 12
   for (int i = 0; i < kAll; i += kTogether) {
     constexpr int kRest = kAll % kTogether;
     if (i + kTogether <= kAll) {
-      exponentiate_some<kTogether>(weights + i * Vec::kLanes, p + i);
+      store_exponentials<kTogether>(probs + i * Vec::kLanes, p + i);
     } else if constexpr (kRest > 0) {
-      exponentiate_some<kRest>(weights + i * Vec::kLanes, p + i);
+      store_exponentials<kRest>(probs + i * Vec::kLanes, p + i);
     }
   }
   float inverse[kRows];
@@ -213,7 +214,7 @@ __attribute__((noinline)) void attend_short_rows(float* context, int64_t out_str
     Vec::type sum = Vec::zero();
 #pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v)
-      sum = Vec::add(sum, Vec::load(weights + r * kShortKeys + v * Vec::kLanes));
+      sum = Vec::add(sum, Vec::load(probs + r * kShortKeys + v * Vec::kLanes));
     inverse[r] = 1.0f / Vec::reduce_add(sum);
   }
   for (int64_t d = 0; d < head_dim; d += kPanelCols) {
@@ -229,7 +230,7 @@ __attribute__((noinline)) void attend_short_rows(float* context, int64_t out_str
         b[c] = load_within(value + j * stride + d, c * Vec::kLanes, head_dim - d);
 #pragma GCC unroll 12
       for (int r = 0; r < kRows; ++r) {
-        const Vec::type x = Vec::broadcast(weights[r * kShortKeys + j]);
+        const Vec::type x = Vec::broadcast(probs[r * kShortKeys + j]);
 #pragma GCC unroll 4
         for (int c = 0; c < Vec::kTileVecs; ++c) out[r][c] = Vec::fma(x, b[c], out[r][c]);
       }
@@ -245,13 +246,17 @@ __attribute__((noinline)) void attend_short_rows(float* context, int64_t out_str
   }
 }
 
-// One head of one sequence of at most kShortKeys tokens.
+constexpr bool is_short(int64_t seqlen, int64_t head_dim) {
+  return seqlen <= kShortKeys && head_dim <= kMostHeadDim;
+}
+
+// One head of one sequence of which that is true.
 inline void attend_short(const AttentionCall& call, int64_t begin, int64_t seqlen, int64_t head) {
   const int64_t head_dim = call.head_dim;
   const int64_t out_stride = call.num_heads * head_dim, stride = 3 * out_stride;
   const float* query = call.qkv + begin * stride + head * head_dim;
   float* context = call.context + begin * out_stride + head * head_dim;
-  alignas(64) float keys[kMaxHeadDim * kShortKeys];
+  alignas(64) float keys[kMostHeadDim * kShortKeys];
   transpose_short(keys, query + out_stride, stride, seqlen, head_dim);
   if (head + 1 < call.num_heads)
     for (int64_t r = 0; r < seqlen; ++r)
@@ -279,7 +284,7 @@ void attend(const AttentionCall& call, int64_t begin, int64_t end, int64_t head,
   const float* value = key + out_stride;
   float* context = call.context + begin * out_stride + head * head_dim;
   const int64_t seqlen = end - begin;
-  if (seqlen <= kShortKeys) return attend_short(call, begin, seqlen, head);
+  if (is_short(seqlen, head_dim)) return attend_short(call, begin, seqlen, head);
   const int64_t num_blocks = ceil_div(seqlen, kBlockKeys);
 
   for_each_tile(0, seqlen, kGroups * Format::kQueries, [&](int64_t shared_begin, int64_t sharing) {

@@ -19,7 +19,7 @@ constexpr float kScoreSteps = 4095.0f;
 constexpr float kValueSteps = 1023.0f;
 constexpr int kProbabilityBits = 13;
 constexpr float kOne = 1 << kProbabilityBits;  // the largest exponential
-static_assert(kMaxHeadDim * 4095 * 4095 < (int64_t{1} << 31), "scores are exact");
+static_assert(kMostHeadDim * 4095 * 4095 < (int64_t{1} << 31), "scores are exact");
 static_assert(kBlockKeys * 8192 * 1023 < (int64_t{1} << 31), "contexts are exact");
 
 // out (kRows, kPanelCols) = a (kRows, 2 * pairs) times a panel [pairs][kPanelCols][2].
@@ -75,7 +75,7 @@ struct Extent {
 };
 
 // Rows of `size` values to rows of `depth`, zeros behind.
-inline void quantise_words(int16_t* out, int64_t depth, const float* rows, int64_t stride,
+inline void quantize_words(int16_t* out, int64_t depth, const float* rows, int64_t stride,
                            int64_t count, int64_t size, float steps_per_unit) {
   const Vec::type steps = Vec::broadcast(steps_per_unit), bits = Vec::broadcast(kWhole);
   for (int64_t r = 0; r < count; ++r, rows += stride, out += depth)
@@ -91,7 +91,8 @@ inline void quantise_words(int16_t* out, int64_t depth, const float* rows, int64
 inline int64_t paired_keys(int64_t keys) { return keys / (2 * Vec::kLanes) * (2 * Vec::kLanes); }
 
 // scores -> 2^(13 + scale * score - maximum), whole numbers in the lowest bits of floats. 2^f,
-// |f| <= 1/2, by kPowerOfTwo. Lanes past the last key are zeros.
+// |f| <= 1/2, by kPowerOfTwo. Lanes past the last key are zeros. An exponent that is not a number
+// counts as 0; the sum has its `poison`.
 template <int kCount>
 inline __attribute__((always_inline)) void exponentiate_words(Vec::type (&p)[kCount],
                                                               const int32_t* scores, int64_t keys,
@@ -149,7 +150,7 @@ inline float exponentiate_row_int16(int16_t* out, const int32_t* scores, int64_t
     rest = Vec::add(rest, Vec::sub(p[0], Vec::broadcast(kWhole)));
   }
   const float sum = Vec::reduce_add(Vec::add(rest, Words::to_float(sums)));
-  return state.add(before, 0.693147181f, sum / kOne + poison);
+  return state.add(before, kLn2, sum / kOne + poison);
 }
 
 struct Int16Attention {
@@ -162,7 +163,7 @@ struct Int16Attention {
   int16_t* keys_packed;    // panels of [depth / 2][kPanelCols][2]
   int16_t* values_packed;  // panels of [kBlockKeys / 2][kPanelCols][2]
   int16_t* queries_packed;  // (kBlockQueries, depth)
-  int16_t* probabilities;  // (kBlockQueries, kBlockKeys)
+  int16_t* probs;  // (kBlockQueries, kBlockKeys)
   int16_t* rows_packed;    // (kPanelCols, depth)
   size_t bytes;
   float largest_key = 0.0f, block_poison = 0.0f;  // of the block
@@ -170,15 +171,15 @@ struct Int16Attention {
 
   Int16Attention(void* memory, int64_t dim, float softmax_scale)
       : head_dim(dim), wide(padded_head_dim(dim)), depth(round_up(dim, 16)) {
-    log2_scale = softmax_scale * 1.44269504f / (kScoreSteps * kScoreSteps);
+    log2_scale = softmax_scale * kLog2E / (kScoreSteps * kScoreSteps);
     value_scale = (float*)memory;
     scores = (int32_t*)(value_scale + wide);
     product = scores + kBlockQueries * kBlockKeys;
     keys_packed = (int16_t*)(product + kBlockQueries * wide);
     values_packed = keys_packed + kBlockKeys * depth;
     queries_packed = values_packed + kBlockKeys * wide;
-    probabilities = queries_packed + kBlockQueries * depth;
-    rows_packed = probabilities + kBlockQueries * kBlockKeys;
+    probs = queries_packed + kBlockQueries * depth;
+    rows_packed = probs + kBlockQueries * kBlockKeys;
     bytes = (size_t)((char*)(rows_packed + kPanelCols * depth) - (char*)memory);
   }
 
@@ -190,7 +191,7 @@ struct Int16Attention {
   }
   void score(const float* query, int64_t stride, int64_t queries, int64_t keys) {
     const Extent extent(query, stride, queries, head_dim);
-    quantise_words(queries_packed, depth, query, stride, queries, head_dim,
+    quantize_words(queries_packed, depth, query, stride, queries, head_dim,
                    extent.steps_per_unit(kScoreSteps));
     scale = log2_scale * extent.largest * largest_key;
     poison = extent.poison + block_poison;
@@ -202,7 +203,7 @@ struct Int16Attention {
     });
   }
   float exponentiate(int64_t r, int64_t keys, Softmax& state) const {
-    return exponentiate_row_int16(probabilities + r * kBlockKeys, scores + r * kBlockKeys, keys,
+    return exponentiate_row_int16(probs + r * kBlockKeys, scores + r * kBlockKeys, keys,
                                   scale, poison, state);
   }
   void weigh(int64_t queries, int64_t keys) const {
@@ -210,7 +211,7 @@ struct Int16Attention {
     for_each_tile(0, queries, Vec::kTileRows, [&](int64_t row, int64_t rows) {
       const auto multiply = multiply_words_for(rows);
       for (int64_t d = 0; d < wide; d += kPanelCols)
-        multiply(product + row * wide + d, wide, probabilities + row * kBlockKeys, kBlockKeys,
+        multiply(product + row * wide + d, wide, probs + row * kBlockKeys, kBlockKeys,
                  values_packed + 2 * d * pairs, pairs);
     });
   }
@@ -223,7 +224,7 @@ struct Int16Attention {
   void pack_keys(const float* key, int64_t stride, int64_t keys, float steps_per_unit) const {
     for (int64_t j = 0; j < keys; j += kPanelCols) {
       const int64_t n = min_of(kPanelCols, keys - j);
-      quantise_words(rows_packed, depth, key + j * stride, stride, n, head_dim, steps_per_unit);
+      quantize_words(rows_packed, depth, key + j * stride, stride, n, head_dim, steps_per_unit);
       __builtin_memset(rows_packed + n * depth, 0,
                        sizeof(int16_t) * (size_t)((kPanelCols - n) * depth));
       int16_t* panel = keys_packed + j * depth;

@@ -25,8 +25,9 @@ struct TileAttention {
   static constexpr int64_t kStep = kParts * kPart;     // of 32 inputs
   static constexpr int64_t kHalf = kTileDepth / 2;
   static_assert(Vec::kLanes == kHalf, "two vectors are a row of a tile");
-  // Of the base of the exponentials. One part takes powers of 2 by a polynomial off by 2.6e-6; two parts need those of e.
-  static constexpr float kLogBase = kParts == 1 ? 0.693147181f : 1.0f;
+  // Of the base of the exponentials. One part takes powers of 2 by a polynomial off by 2.6e-6; two
+  // parts need those of e.
+  static constexpr float kLogBase = kParts == 1 ? kLn2 : 1.0f;
 
   int64_t head_dim, wide, depth_steps, key_steps = 0;
   float scale;     // of scores, to exponents
@@ -35,7 +36,7 @@ struct TileAttention {
   uint16_t* keys_packed;
   uint16_t* values_packed;
   uint16_t* queries_packed;
-  uint16_t* exponentials;
+  uint16_t* probs;  // times their sum
   size_t bytes;
 
   TileAttention(void* memory, int64_t dim, float softmax_scale)
@@ -46,8 +47,8 @@ struct TileAttention {
     keys_packed = (uint16_t*)(product + kQueries * wide);
     values_packed = keys_packed + kParts * kBlockKeys * wide;
     queries_packed = values_packed + kParts * kBlockKeys * wide;
-    exponentials = queries_packed + kParts * kQueries * wide;
-    bytes = (size_t)((char*)(exponentials + kParts * kQueries * kBlockKeys) - (char*)memory);
+    probs = queries_packed + kParts * kQueries * wide;
+    bytes = (size_t)((char*)(probs + kParts * kQueries * kBlockKeys) - (char*)memory);
   }
 
   void pack(const float* key, const float* value, int64_t stride, int64_t keys) {
@@ -98,7 +99,7 @@ struct TileAttention {
   }
   void weigh(int64_t, int64_t) {
     for (int64_t d = 0; d < wide; d += kTileCols)
-      multiply(product + d, wide, exponentials, values_packed + d / kTileCols * key_steps * kStep,
+      multiply(product + d, wide, probs, values_packed + d / kTileCols * key_steps * kStep,
                key_steps);
   }
   Vec::type context(int64_t r, int64_t d) const { return Vec::load(product + r * wide + d); }
@@ -158,7 +159,7 @@ struct TileAttention {
     MINIBERT_EACH sum = Vec::add(sum, p[i]);
 #pragma GCC unroll 4
     for (int i = 0; i < kCount; i += 2)
-      Tiles::split<kParts>(place(exponentials, r, j / kTileDepth + i / 2), kPart, p[i], p[i + 1]);
+      Tiles::split<kParts>(place(probs, r, j / kTileDepth + i / 2), kPart, p[i], p[i + 1]);
   }
 };
 
@@ -171,9 +172,10 @@ template <int kParts, int kProducts>
 void attention_head_tiles(const AttentionCall& call, int64_t begin, int64_t end, int64_t head,
                           void* memory) {
   TileAttention<kParts, kProducts> format(memory, call.head_dim, call.softmax_scale);
-  Tiles::configure();
+  const bool uses_tiles = !is_short(end - begin, call.head_dim);
+  if (uses_tiles) Tiles::configure();
   attend(call, begin, end, head, format);
-  Tiles::release();
+  if (uses_tiles) Tiles::release();
 }
 
 template <int kParts, int kProducts>

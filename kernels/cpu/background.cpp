@@ -1,5 +1,7 @@
 #include "background.h"
 
+#include "float_environment.h"
+
 #include <string.h>
 
 #include <system_error>
@@ -60,6 +62,7 @@ void Background::close() {
 }
 
 void Background::work() {
+  const FloatEnvironment environment;
   std::unique_lock<std::mutex> lock(mutex_);
   for (;;) {
     changed_.wait(lock, [this] { return closed_ || !jobs_.empty(); });

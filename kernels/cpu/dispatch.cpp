@@ -30,7 +30,8 @@ std::vector<Path> find_paths() {
   const Features f = detect_features();
   const Path all[] = {
 #if defined(__x86_64__)
-      {amx_path, f.amx, "AVX-512 VNNI and BF16, AMX tiles for int8 and bfloat16, and the system's permission"},
+      {amx_path, f.amx,
+       "AVX-512 VNNI and BF16, AMX tiles for int8 and bfloat16, and the system's permission"},
       {avx512_vnni_path, f.avx512_vnni, "AVX-512 F, BW, VL, DQ, VNNI"},
       {avx512_path, f.avx512, "AVX-512 F, BW, VL, DQ"},
       {avx2_vnni_path, f.avx_vnni, "AVX2, FMA, F16C, AVX-VNNI"},

@@ -28,6 +28,8 @@ inline __attribute__((always_inline)) void polynomial(Vec::type (&p)[kCount],
     MINIBERT_EACH p[i] = Vec::fma(p[i], x[i], Vec::broadcast(terms[term]));
 }
 
+constexpr float kLn2 = 0.693147181f, kLog2E = 1.44269504f;
+
 // exp(x) = 2^n * exp(r), n = round(x / ln 2), |r| <= ln(2) / 2. The polynomial of degree 6 is off by
 // 0.03 units; what remains is the rounding of its last two steps. ln 2 is subtracted in two parts,
 // the first short enough for n * part to be exact. Below -86.9, just before results become
@@ -37,7 +39,7 @@ inline __attribute__((always_inline)) void exponential(Vec::type (&x)[kCount]) {
   const Vec::type lowest = Vec::broadcast(-86.9f);
   Vec::type n[kCount], r[kCount], p[kCount];
   MINIBERT_EACH r[i] = Vec::min(Vec::broadcast(88.0f), Vec::max(lowest, x[i]));
-  MINIBERT_EACH n[i] = Vec::round(Vec::mul(r[i], Vec::broadcast(1.44269504f)));
+  MINIBERT_EACH n[i] = Vec::round(Vec::mul(r[i], Vec::broadcast(kLog2E)));
   MINIBERT_EACH r[i] = Vec::fma(n[i], Vec::broadcast(-0.693359375f), r[i]);
   MINIBERT_EACH r[i] = Vec::fma(n[i], Vec::broadcast(2.12194440e-4f), r[i]);
   polynomial(p, r, {0.001383674153f, 0.00837489836f, 0.04166823181f, 0.1666641919f, 0.4999999203f,
@@ -119,10 +121,12 @@ inline __attribute__((always_inline)) void gelu(Vec::type (&x)[kCount]) {
                                 Vec::mul(Vec::mul(q[i], t[i]), e[i]));
 }
 
-// x / (1 + exp(-y)), for y of the sign of x. Below -200 x no longer matters: the quotient is 0.
+// x / (1 + exp(-y)), for y of the sign of x. Below -200 x no longer matters: the quotient is as good
+// as 0 (-200 / 1.65e38).
 inline Vec::type times_sigmoid(Vec::type x, Vec::type y) {
   const Vec::type one = Vec::broadcast(1.0f);
-  return Vec::div(Vec::max(Vec::broadcast(-200.0f), x), Vec::add(one, exponential(Vec::sub(Vec::zero(), y))));
+  return Vec::div(Vec::max(Vec::broadcast(-200.0f), x),
+                  Vec::add(one, exponential(Vec::sub(Vec::zero(), y))));
 }
 
 // 0.5 * x * (1 + tanh(u)) = x * sigmoid(2 u), u = sqrt(2 / pi) * (x + 0.044715 x^3).

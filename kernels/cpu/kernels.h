@@ -27,7 +27,7 @@ struct Linear {
   const LinearKernel* kernel;
   int64_t out_features;
   int64_t in_features;
-  void* packed;       // weight_bytes(out_features, in_features), 64-byte aligned
+  void* packed;       // weight_bytes of it, 64-byte aligned
   const float* bias;  // out_features rounded up to panel_cols, zeros where there is none
   InputRange input_range;  // for formats that quantise the activations
 };
@@ -50,7 +50,8 @@ struct LinearKernel {
   int64_t panel_cols;   // output features that one packed panel holds
   int64_t block_rows;   // rows of a job: what keeps its slice of `hidden` in the second-level cache
   int64_t max_in_features;  // where an exact integer sum would overflow; 0: no limit
-  size_t (*weight_bytes)(int64_t out_features, int64_t in_features);
+  // Which weights are zero matters to some formats.
+  size_t (*weight_bytes)(const float* weight, int64_t out_features, int64_t in_features);
   void (*pack)(void* packed, const float* weight, int64_t out_features, int64_t in_features);
   // Formats that quantise or split the activations do it once per call, in jobs of a multiple of
   // prepare_rows rows.
@@ -61,8 +62,6 @@ struct LinearKernel {
   size_t (*scratch_bytes)(int64_t in_features);
   void (*compute)(const Linear& linear, const LinearCall& call, int64_t row_begin, int64_t row_end,
                   int64_t panel_begin, int64_t panel_end, void* scratch);
-  // Formats whose size depends on which weights are zero; null: weight_bytes says it.
-  size_t (*kept_bytes)(const float* weight, int64_t out_features, int64_t in_features) = nullptr;
   // Rows whose products take about as long as reading all weights. From so many for each member of a
   // team, each reads all of them for its own rows, which saves meeting after every operator.
   int64_t rows_alone = 16;
@@ -87,6 +86,10 @@ enum AttentionFormat : int {
   kAttentionNarrow,  // 16 bits: bfloat16, or integers with a scale
   kAttentionFormats
 };
+
+// Heads wider than this are computed in float32, a block of keys at a time, whatever the format and
+// the length: integer scores would not be exact, and short sequences keep their keys on the stack.
+constexpr int64_t kMostHeadDim = 128;
 
 struct AttentionCall {
   float* context;     // (num_tokens, num_heads * head_dim)

@@ -59,15 +59,10 @@ void for_each_entry(const float* weight, int64_t out_features, int64_t in_featur
     }
 }
 
-size_t block_kept_bytes(const float* weight, int64_t out_features, int64_t in_features) {
+size_t block_weight_bytes(const float* weight, int64_t out_features, int64_t in_features) {
   int64_t entries = 0;
   for_each_entry(weight, out_features, in_features, [&](int64_t, int64_t) { ++entries; });
   return (size_t)BlockLayout(out_features, in_features, entries).bytes;
-}
-
-size_t block_weight_bytes(int64_t out_features, int64_t in_features) {
-  const int64_t most = ceil_div(out_features, kBlockCols) * in_features;
-  return (size_t)BlockLayout(out_features, in_features, most).bytes;
 }
 
 void block_pack(void* packed, const float* weight, int64_t out_features, int64_t in_features) {
@@ -80,6 +75,8 @@ void block_pack(void* packed, const float* weight, int64_t out_features, int64_t
   const BlockLayout layout(out_features, in_features, begin[empty.lists]);
   auto* index = (uint16_t*)((char*)packed + layout.index_offset);
   auto* values = (float*)((char*)packed + layout.value_offset);
+  // What stood in this memory before must not go along into files.
+  __builtin_memset(index, 0, (size_t)(layout.value_offset - layout.index_offset));
   const int64_t panels = ceil_div(out_features, kBlockCols);
   int64_t entry = 0;
   for_each_entry(weight, out_features, in_features, [&](int64_t list, int64_t input) {
@@ -186,7 +183,6 @@ constexpr minibert::LinearKernel kBlockKernel = {"float32-block",
                                                  nullptr,
                                                  nullptr,
                                                  block_scratch_bytes,
-                                                 block_compute,
-                                                 block_kept_bytes};
+                                                 block_compute};
 
 }  // namespace

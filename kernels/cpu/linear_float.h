@@ -48,7 +48,7 @@ struct Float16Weight {
 };
 
 template <typename Weight>
-size_t float_weight_bytes(int64_t out_features, int64_t in_features) {
+size_t float_weight_bytes(const float*, int64_t out_features, int64_t in_features) {
   return sizeof(typename Weight::Element) *
          (size_t)(round_up(out_features, kPanelCols) * in_features);
 }

@@ -3,9 +3,8 @@
 //
 // out = (acc - zero_point * weight_sum + excess) * (act_scale * weight_scale), the sums exact int32
 // (quantize.h); then bias, activation and residual as for float32. No sum rounds or saturates.
-// Weights: panels as `Products` takes them, after a header with weight_scale and weight_sum. Activations: RowScale of each row, then [row][in_features rounded up to kGroup]
-// uint8, then the rows' excess. Loops: panel -> tile of rows.
-// Requires: in_features * 255 * 127 + excess < 2^31.
+// Weights: QuantizedWeights with panels as `Products` takes them. Activations: QuantizedRows with
+// [row][in_features rounded up to kGroup] uint8. Loops: panel -> tile of rows.
 #pragma once
 
 #include "epilogue.h"
@@ -14,37 +13,27 @@ namespace {
 
 constexpr int64_t kInt8PanelCols = Products::kCols;
 constexpr int64_t kInt8BlockRows = 96;
-constexpr int64_t kInt8MaxInFeatures = 32768;
 constexpr int64_t kInt8RowsAlone = 7;  // measured on AVX-512 VNNI, as the 16 of float32
-// A row's excess adds up to at most in_features / clip^2 * kSteps steps, by Cauchy and Schwarz.
-static_assert(kInt8MaxInFeatures * 255 * 127 / 4 * 5 < (int64_t{1} << 31), "int32 sums are exact");
 static_assert(kInt8PanelCols % Vec::kLanes == 0, "the epilogue takes whole vectors");
 
-struct Int8Layout {
-  int64_t padded_cols, depth;  // depth: in_features rounded up to kGroup
-  int64_t panel_bytes;
-  size_t header_bytes;
+struct Int8Layout : QuantizedWeights {
+  int64_t depth;  // in_features rounded up to kGroup
 
   Int8Layout(int64_t out_features, int64_t in_features)
-      : padded_cols(round_up(out_features, kInt8PanelCols)),
-        depth(round_up(in_features, kGroup)),
-        panel_bytes(kInt8PanelCols * depth + (int64_t)Products::order_bytes(depth)),
-        header_bytes((size_t)round_up(padded_cols * 8, 64)) {}
-  float* weight_scale(void* packed) const { return (float*)packed; }
-  int32_t* weight_sum(void* packed) const { return (int32_t*)packed + padded_cols; }
-  int8_t* panel(void* packed, int64_t index) const {
-    return (int8_t*)packed + header_bytes + index * panel_bytes;
+      : QuantizedWeights(out_features, kInt8PanelCols, bytes_of(round_up(in_features, kGroup))),
+        depth(round_up(in_features, kGroup)) {}
+  static int64_t bytes_of(int64_t depth) {
+    return kInt8PanelCols * depth + (int64_t)Products::order_bytes(depth);
   }
 };
 
-size_t int8_weight_bytes(int64_t out_features, int64_t in_features) {
-  const Int8Layout layout(out_features, in_features);
-  return layout.header_bytes + (size_t)(layout.padded_cols / kInt8PanelCols * layout.panel_bytes);
+size_t int8_weight_bytes(const float*, int64_t out_features, int64_t in_features) {
+  return Int8Layout(out_features, in_features).bytes;
 }
 
 void int8_pack(void* packed, const float* weight, int64_t out_features, int64_t in_features) {
   const Int8Layout layout(out_features, in_features);
-  __builtin_memset(packed, 0, int8_weight_bytes(out_features, in_features));
+  __builtin_memset(packed, 0, layout.bytes);
   for (int64_t col = 0; col < out_features; col += kInt8PanelCols) {
     int8_t* panel = layout.panel(packed, col / kInt8PanelCols);
     for (int64_t c = 0; c < min_of(kInt8PanelCols, out_features - col); ++c)
@@ -57,22 +46,12 @@ void int8_pack(void* packed, const float* weight, int64_t out_features, int64_t 
   }
 }
 
-struct Int8Rows {
-  RowScale* scales;  // (num_rows,)
-  uint8_t* values;   // (num_rows, depth)
-  Excess* excess;    // (num_rows, capacity)
-  int64_t depth, capacity;
-  size_t bytes;
+struct Int8Rows : QuantizedRows {
+  int64_t depth;
 
   Int8Rows(const void* prepared, int64_t num_rows, int64_t in_features)
-      : depth(round_up(in_features, kGroup)), capacity(max_excess(in_features)) {
-    const size_t header = (size_t)round_up(num_rows * (int64_t)sizeof(RowScale), 64);
-    const size_t matrix = (size_t)round_up(num_rows * depth, 64);
-    scales = (RowScale*)prepared;
-    values = (uint8_t*)prepared + header;
-    excess = (Excess*)(values + matrix);
-    bytes = header + matrix + sizeof(Excess) * (size_t)(num_rows * capacity);
-  }
+      : QuantizedRows(prepared, num_rows, in_features, num_rows * round_up(in_features, kGroup)),
+        depth(round_up(in_features, kGroup)) {}
 };
 
 size_t int8_prepared_bytes(int64_t num_rows, int64_t in_features) {
@@ -153,6 +132,6 @@ void int8_compute(const Linear& linear, const LinearCall& call, int64_t row_begi
 constexpr minibert::LinearKernel kInt8Kernel = {
     "int8",       kInt8PanelCols, kInt8BlockRows,      kInt8MaxInFeatures, int8_weight_bytes,
     int8_pack,    1,              int8_prepared_bytes, int8_prepare,       int8_scratch_bytes,
-    int8_compute, nullptr,        kInt8RowsAlone};
+    int8_compute, kInt8RowsAlone};
 
 }  // namespace

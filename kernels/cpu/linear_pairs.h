@@ -23,7 +23,7 @@ inline int64_t pair_bytes_of(int64_t in_features) {
 }
 
 template <int kParts>
-size_t pairs_weight_bytes(int64_t out_features, int64_t in_features) {
+size_t pairs_weight_bytes(const float*, int64_t out_features, int64_t in_features) {
   return (size_t)(ceil_div(out_features, kPairsCols) * kColPairs *
                   pair_bytes_of<kParts>(in_features));
 }
@@ -44,7 +44,7 @@ inline void split_step(uint16_t* out, const float* source, int64_t count) {
 template <int kParts>
 void pairs_pack(void* packed, const float* weight, int64_t out_features, int64_t in_features) {
   constexpr int64_t kPart = kPairsCols * kPairsDepth;  // numbers of a panel's step and part
-  __builtin_memset(packed, 0, pairs_weight_bytes<kParts>(out_features, in_features));
+  __builtin_memset(packed, 0, pairs_weight_bytes<kParts>(weight, out_features, in_features));
   const int64_t steps = ceil_div(in_features, kPairsDepth);
   for (int64_t col = 0; col < out_features; ++col)
     for (int64_t step = 0; step < steps; ++step)

@@ -1,11 +1,10 @@
 // linear_pairs_int8.h: the int8 linear layers of linear_int8.h on matrix instructions: the same
 // integers, hence the same results, in pairs of rows and columns with 8 inputs to a step.
 //
-//   weights      header as in linear_int8.h, then [panel of 8 outputs][8 inputs][8 outputs][inputs]
-//   activations  RowScale of each row, then [pair of rows][8 inputs][2 rows][inputs], then the
-//                excess of each row
+//   weights      QuantizedWeights with [panel of 8 outputs][8 inputs][8 outputs][inputs]
+//   activations  QuantizedRows with [pair of rows][8 inputs][2 rows][inputs]
 // usmmla multiplies uint8 by int8 as they are, and wraps where int32 would overflow: it cannot, by
-// kInt8PairsMaxInFeatures.
+// kInt8MaxInFeatures.
 #pragma once
 
 #include "pairs.h"
@@ -14,36 +13,23 @@
 namespace {
 
 constexpr int64_t kInt8PairsDepth = 8;                // inputs of a step
-constexpr int64_t kInt8PairsMaxInFeatures = 32768;    // as kInt8MaxInFeatures
 constexpr int kInt8PairsSteps = 255;                  // largest quantised activation
 static_assert(kInt8PairsDepth % Vec::kLanes == 0, "a vector of activations lies in one step");
 
-struct Int8PairsLayout {
-  int64_t padded_cols, panel_bytes;
-  size_t header_bytes;
+inline QuantizedWeights int8_pairs_layout(int64_t out_features, int64_t in_features) {
+  return {out_features, kPairsCols, kPairsCols * round_up(in_features, kInt8PairsDepth)};
+}
 
-  Int8PairsLayout(int64_t out_features, int64_t in_features)
-      : padded_cols(round_up(out_features, kPairsCols)),
-        panel_bytes(kPairsCols * round_up(in_features, kInt8PairsDepth)),
-        header_bytes((size_t)round_up(padded_cols * 8, 64)) {}
-  float* weight_scale(void* packed) const { return (float*)packed; }
-  int32_t* weight_sum(void* packed) const { return (int32_t*)packed + padded_cols; }
-  char* panel(void* packed, int64_t index) const {
-    return (char*)packed + header_bytes + index * panel_bytes;
-  }
-};
-
-size_t int8_pairs_weight_bytes(int64_t out_features, int64_t in_features) {
-  const Int8PairsLayout layout(out_features, in_features);
-  return layout.header_bytes + (size_t)(layout.padded_cols / kPairsCols * layout.panel_bytes);
+size_t int8_pairs_weight_bytes(const float*, int64_t out_features, int64_t in_features) {
+  return int8_pairs_layout(out_features, in_features).bytes;
 }
 
 void int8_pairs_pack(void* packed, const float* weight, int64_t out_features,
                      int64_t in_features) {
-  const Int8PairsLayout layout(out_features, in_features);
-  __builtin_memset(packed, 0, int8_pairs_weight_bytes(out_features, in_features));
+  const QuantizedWeights layout = int8_pairs_layout(out_features, in_features);
+  __builtin_memset(packed, 0, layout.bytes);
   for (int64_t col = 0; col < out_features; ++col) {
-    char* panel = layout.panel(packed, col / kPairsCols) + col % kPairsCols * kInt8PairsDepth;
+    int8_t* panel = layout.panel(packed, col / kPairsCols) + col % kPairsCols * kInt8PairsDepth;
     layout.weight_scale(packed)[col] = quantize_weight_row(
         weight + col * in_features, in_features, layout.weight_sum(packed) + col,
         [&](int64_t group, const int8_t* q) {
@@ -55,23 +41,13 @@ void int8_pairs_pack(void* packed, const float* weight, int64_t out_features,
   }
 }
 
-struct Int8PairsRows {
-  RowScale* scales;  // (num_rows,)
-  uint8_t* values;
-  Excess* excess;    // (num_rows, capacity)
-  int64_t pair_bytes, capacity;
-  size_t bytes;
+struct Int8PairsRows : QuantizedRows {
+  int64_t pair_bytes;
 
   Int8PairsRows(const void* prepared, int64_t num_rows, int64_t in_features)
-      : pair_bytes(2 * round_up(in_features, kInt8PairsDepth)),
-        capacity(max_excess(in_features)) {
-    const size_t header = (size_t)round_up(num_rows * (int64_t)sizeof(RowScale), 64);
-    const size_t matrix = (size_t)round_up(ceil_div(num_rows, 2) * pair_bytes, 64);
-    scales = (RowScale*)prepared;
-    values = (uint8_t*)prepared + header;
-    excess = (Excess*)(values + matrix);
-    bytes = header + matrix + sizeof(Excess) * (size_t)(num_rows * capacity);
-  }
+      : QuantizedRows(prepared, num_rows, in_features,
+                      ceil_div(num_rows, 2) * 2 * round_up(in_features, kInt8PairsDepth)),
+        pair_bytes(2 * round_up(in_features, kInt8PairsDepth)) {}
 };
 
 size_t int8_pairs_prepared_bytes(int64_t num_rows, int64_t in_features) {
@@ -106,13 +82,13 @@ void int8_pairs_prepare(void* prepared, const float* hidden, int64_t row_begin, 
 
 void int8_pairs_compute(const Linear& linear, const LinearCall& call, int64_t row_begin,
                         int64_t row_end, int64_t panel_begin, int64_t panel_end, void*) {
-  const Int8PairsLayout layout(linear.out_features, linear.in_features);
+  const QuantizedWeights layout = int8_pairs_layout(linear.out_features, linear.in_features);
   const Int8PairsRows rows_in(call.prepared, call.num_rows, linear.in_features);
   const int64_t steps = ceil_div(linear.in_features, kInt8PairsDepth);
   alignas(64) int32_t acc[2 * kRowPairs * kPairsCols];
   for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
     const int64_t col = panel * kPairsCols;
-    const char* cols = layout.panel(linear.packed, panel);
+    const auto* cols = (const char*)layout.panel(linear.packed, panel);
     const int32_t* weight_sum = layout.weight_sum(linear.packed) + col;
     PanelPrefetch prefetch(cols + layout.panel_bytes,
                            panel + 1 < call.prefetch_end ? layout.panel_bytes : 0,
@@ -140,7 +116,7 @@ void int8_pairs_compute(const Linear& linear, const LinearCall& call, int64_t ro
 constexpr minibert::LinearKernel kInt8PairsKernel = {"int8",
                                                      kPairsCols,
                                                      kPairsBlockRows,
-                                                     kInt8PairsMaxInFeatures,
+                                                     kInt8MaxInFeatures,
                                                      int8_pairs_weight_bytes,
                                                      int8_pairs_pack,
                                                      2,

@@ -1,10 +1,10 @@
 // linear_tiles_int8.h: the int8 linear layers of linear_int8.h on matrix units: the same integers,
 // hence the same results, in tiles of 64 inputs.
 //
-//   weights      header as in linear_int8.h, then [panel of 32 outputs][64 inputs]
+//   weights      QuantizedWeights with [panel of 32 outputs][64 inputs]
 //                [2 tiles of 16 groups of 4 inputs x 16 outputs]
-//   activations  RowScale of each row, then [32 rows][64 inputs][2 tiles of 16 rows x 64 inputs],
-//                then the excess of each row
+//   activations  QuantizedRows with [32 rows][64 inputs][2 tiles of 16 rows x 64 inputs]; whole
+//                blocks of rows
 #pragma once
 
 #include "linear_tiles.h"
@@ -13,40 +13,31 @@
 namespace {
 
 constexpr int64_t kInt8TileDepth = 64;
-constexpr int64_t kInt8TilesMaxInFeatures = 32768;  // as kInt8MaxInFeatures
 constexpr int kInt8TilesSteps = 255;
 
 inline int64_t int8_tile_steps(int64_t in_features) {
   return ceil_div(in_features, kInt8TileDepth);
 }
 
-struct Int8TilesLayout {
-  int64_t padded_cols, steps;
-  size_t header_bytes;
+struct Int8TilesLayout : QuantizedWeights {
+  int64_t steps;
 
   Int8TilesLayout(int64_t out_features, int64_t in_features)
-      : padded_cols(round_up(out_features, kTileCols)),
-        steps(int8_tile_steps(in_features)),
-        header_bytes((size_t)round_up(padded_cols * 8, 64)) {}
-  float* weight_scale(void* packed) const { return (float*)packed; }
-  int32_t* weight_sum(void* packed) const { return (int32_t*)packed + padded_cols; }
-  char* panel(void* packed, int64_t index) const {
-    return (char*)packed + header_bytes + index * steps * 2 * Tiles::kTileBytes;
-  }
+      : QuantizedWeights(out_features, kTileCols,
+                         int8_tile_steps(in_features) * 2 * Tiles::kTileBytes),
+        steps(int8_tile_steps(in_features)) {}
 };
 
-size_t int8_tiles_weight_bytes(int64_t out_features, int64_t in_features) {
-  const Int8TilesLayout layout(out_features, in_features);
-  return layout.header_bytes +
-         (size_t)(layout.padded_cols / kTileCols * layout.steps * 2 * Tiles::kTileBytes);
+size_t int8_tiles_weight_bytes(const float*, int64_t out_features, int64_t in_features) {
+  return Int8TilesLayout(out_features, in_features).bytes;
 }
 
 void int8_tiles_pack(void* packed, const float* weight, int64_t out_features,
                      int64_t in_features) {
   const Int8TilesLayout layout(out_features, in_features);
-  __builtin_memset(packed, 0, int8_tiles_weight_bytes(out_features, in_features));
+  __builtin_memset(packed, 0, layout.bytes);
   for (int64_t col = 0; col < out_features; ++col) {
-    auto* panel = (int8_t*)layout.panel(packed, col / kTileCols);
+    auto* panel = layout.panel(packed, col / kTileCols);
     const int64_t tile = col % kTileCols / 16;
     layout.weight_scale(packed)[col] = quantize_weight_row(
         weight + col * in_features, in_features, layout.weight_sum(packed) + col,
@@ -59,24 +50,11 @@ void int8_tiles_pack(void* packed, const float* weight, int64_t out_features,
   }
 }
 
-struct Int8TilesRows {
-  RowScale* scales;  // (num_rows rounded up to kTileBlock,)
-  uint8_t* blocks;
-  Excess* excess;    // (num_rows, capacity)
-  int64_t capacity;
-  size_t bytes;
-
+struct Int8TilesRows : QuantizedRows {
   Int8TilesRows(const void* prepared, int64_t num_rows, int64_t in_features)
-      : capacity(max_excess(in_features)) {
-    const size_t header =
-        (size_t)round_up(round_up(num_rows, kTileBlock) * (int64_t)sizeof(RowScale), 64);
-    const size_t tiles = (size_t)(ceil_div(num_rows, kTileBlock) * int8_tile_steps(in_features) *
-                                  2 * Tiles::kTileBytes);
-    scales = (RowScale*)prepared;
-    blocks = (uint8_t*)prepared + header;
-    excess = (Excess*)(blocks + tiles);
-    bytes = header + tiles + sizeof(Excess) * (size_t)(num_rows * capacity);
-  }
+      : QuantizedRows(prepared, round_up(num_rows, kTileBlock), in_features,
+                      ceil_div(num_rows, kTileBlock) * int8_tile_steps(in_features) * 2 *
+                          Tiles::kTileBytes) {}
 };
 
 size_t int8_tiles_prepared_bytes(int64_t num_rows, int64_t in_features) {
@@ -89,7 +67,7 @@ void int8_tiles_prepare(void* prepared, const float* hidden, int64_t row_begin, 
   const int64_t in_features = linear.in_features, steps = int8_tile_steps(in_features);
   const Int8TilesRows rows(prepared, num_rows, in_features);
   for (int64_t row = row_begin; row < round_up(row_end, kTileBlock); ++row) {
-    uint8_t* out = rows.blocks + row / kTileBlock * steps * kStepBytes +
+    uint8_t* out = rows.values + row / kTileBlock * steps * kStepBytes +
                    row % kTileBlock / 16 * Tiles::kTileBytes + row % 16 * kInt8TileDepth;
     if (row >= row_end) {
       for (int64_t step = 0; step < steps; ++step, out += kStepBytes)
@@ -154,9 +132,11 @@ struct Int8Tiles {
   Int8TilesRows prepared;
   int64_t steps;
 
-  const char* cols(int64_t panel) const { return layout.panel(linear.packed, panel); }
+  const char* cols(int64_t panel) const {
+    return (const char*)layout.panel(linear.packed, panel);
+  }
   const char* rows(int64_t row) const {
-    return (const char*)prepared.blocks + row / kTileBlock * steps * kStepBytes;
+    return (const char*)prepared.values + row / kTileBlock * steps * kStepBytes;
   }
   static void multiply(const char* rows, const char* cols) {
     Tiles::load_rows(rows);
@@ -186,7 +166,7 @@ void int8_tiles_compute(const Linear& linear, const LinearCall& call, int64_t ro
 constexpr minibert::LinearKernel kInt8TilesKernel = {"int8",
                                                      kTileCols,
                                                      kTilesBlockRows,
-                                                     kInt8TilesMaxInFeatures,
+                                                     kInt8MaxInFeatures,
                                                      int8_tiles_weight_bytes,
                                                      int8_tiles_pack,
                                                      kTileBlock,
@@ -194,7 +174,6 @@ constexpr minibert::LinearKernel kInt8TilesKernel = {"int8",
                                                      int8_tiles_prepare,
                                                      tiles_scratch_bytes,
                                                      int8_tiles_compute,
-                                                     nullptr,
                                                      kTilesRowsAlone};
 
 }  // namespace

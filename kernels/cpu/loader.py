@@ -95,7 +95,7 @@ def choose_path(name: str | None = None) -> CpuPath:
     """
     paths = all_paths()
     wanted = name or os.environ.get(ISA_VARIABLE)
-    # Paths in software run everywhere and are chosen by name only.
+    # Paths in software are chosen by name only.
     supported = [path for path in paths if path.supported]
     if not wanted:
         return next(path for path in supported if not path.name.endswith("-software"))
@@ -107,6 +107,6 @@ def choose_path(name: str | None = None) -> CpuPath:
     if wanted in left_out():
         reason = f", which is not in this build ({left_out()[wanted]})"
     raise DeviceError(
-        f"{ISA_VARIABLE} must be one of {', '.join(path.name for path in supported)} "
-        f"on this machine, got {wanted!r}{reason}"
+        f"{'isa' if name else ISA_VARIABLE} must be one of "
+        f"{', '.join(path.name for path in supported)} on this machine, got {wanted!r}{reason}"
     )

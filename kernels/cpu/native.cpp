@@ -2,8 +2,8 @@
 // operators one by one. Whole forward passes are in native_program.cpp, work at load beside the
 // caller's in native_background.cpp.
 //
-// Arrays come as addresses (int) and sizes: their owner, minibert/ops/cpu.py, has checked them. The
-// buffer protocol joined the limited API only with 3.11. Streams and packed weights are capsules,
+// Arrays come as themselves or as addresses (int), with sizes: their owner, minibert/ops/cpu.py, has
+// checked them. Streams and packed weights are capsules,
 // freed with their last reference. Every operator releases the GIL.
 #include "native.h"
 

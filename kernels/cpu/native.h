@@ -15,6 +15,7 @@
 #include <string>
 #include <type_traits>
 
+#include "float_environment.h"
 #include "operators.h"
 
 namespace minibert {
@@ -37,7 +38,8 @@ struct OwnedBackground {
 
 // What `__array_struct__` points to (NumPy's array interface protocol, version 3).
 struct ArrayStruct {
-  static constexpr int kContiguous = 0x1, kNativeOrder = 0x200;
+  static constexpr int kContiguous = 0x1, kAligned = 0x100, kNativeOrder = 0x200,
+                       kWriteable = 0x400;
   int two, nd;
   char kind;
   int item_bytes, flags;
@@ -54,13 +56,16 @@ T* values_of(PyObject* array) {
   const auto* found = static_cast<const ArrayStruct*>(PyCapsule_GetPointer(capsule, nullptr));
   void* data = nullptr;
   if (found != nullptr) {
-    constexpr int kNeeded = ArrayStruct::kContiguous | ArrayStruct::kNativeOrder;
+    constexpr int kNeeded = ArrayStruct::kContiguous | ArrayStruct::kAligned |
+                            ArrayStruct::kNativeOrder |
+                            (std::is_const_v<T> ? 0 : ArrayStruct::kWriteable);
     if (found->two == 2 && found->kind == (kIntegers ? 'i' : 'f') &&
         found->item_bytes == static_cast<int>(sizeof(T)) && (found->flags & kNeeded) == kNeeded)
       data = found->data;
     else
-      PyErr_Format(PyExc_TypeError, "expected a C-contiguous array of %s%d",
-                   kIntegers ? "int" : "float", static_cast<int>(8 * sizeof(T)));
+      PyErr_Format(PyExc_TypeError, "expected a C-contiguous%s array of %s%d",
+                   std::is_const_v<T> ? "" : ", writeable", kIntegers ? "int" : "float",
+                   static_cast<int>(8 * sizeof(T)));
   }
   Py_DECREF(capsule);
   return static_cast<T*>(data);
@@ -113,13 +118,15 @@ class Arguments {
   bool ok_;
 };
 
-// Runs the function without the GIL and turns C++ exceptions into Python ones.
+// Runs the function without the GIL, with the kernels' rounding, and turns C++ exceptions into
+// Python ones.
 template <typename Function>
 bool without_gil(Function function) {
   const char* memory = nullptr;
   std::string invalid;
   PyThreadState* state = PyEval_SaveThread();
   try {
+    const FloatEnvironment environment;
     function();
   } catch (const std::bad_alloc&) {
     memory = "out of memory in a CPU kernel";

@@ -40,11 +40,12 @@ Buffer::~Buffer() { std::free(data_); }
 
 void* Buffer::reserve(size_t bytes) {
   if (bytes > bytes_) {
-    const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-    void* data = std::aligned_alloc(kAlignment, rounded);
-    if (data == nullptr) throw std::bad_alloc();
+    // The old block goes first: nobody wants its contents, and both might not fit.
     std::free(data_);
-    data_ = data;
+    bytes_ = 0;
+    const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    data_ = std::aligned_alloc(kAlignment, rounded);
+    if (data_ == nullptr) throw std::bad_alloc();
     bytes_ = rounded;
   }
   return data_;
@@ -75,9 +76,7 @@ PackedLinear::PackedLinear(const Kernels* kernels, const char* format, const flo
   std::fill(bias_padded, bias_padded + padded, 0.0f);
   if (bias_values != nullptr) std::copy(bias_values, bias_values + out_features, bias_padded);
   if (weight != nullptr) {
-    packed = WeightMemory(kernel->kept_bytes != nullptr
-                              ? kernel->kept_bytes(weight, out_features, in_features)
-                              : kernel->weight_bytes(out_features, in_features));
+    packed = WeightMemory(kernel->weight_bytes(weight, out_features, in_features));
     const auto pack = [kernel, memory = packed, weight, out_features, in_features] {
       kernel->pack(memory.data(), weight, out_features, in_features);
     };
@@ -89,6 +88,14 @@ PackedLinear::PackedLinear(const Kernels* kernels, const char* format, const flo
     laid_out = packed.data();
   }
   linear = {kernel, out_features, in_features, laid_out, bias_padded, {0.0f, 0.0f}};
+}
+
+void reserve(Member& member, const PackedLinear& weights, int64_t num_rows) {
+  const Linear& layer = weights.linear;
+  const LinearKernel& kernel = *layer.kernel;
+  if (kernel.prepare != nullptr)
+    member.prepared.reserve(kernel.prepared_bytes(num_rows, layer.in_features));
+  member.scratch.reserve(kernel.scratch_bytes(layer.in_features));
 }
 
 void linear(Member& member, const PackedLinear& weights, LinearCall call) {
@@ -177,8 +184,9 @@ void embed(Stream& stream, float* out, const EmbedTable* tables, int num_tables,
 void attention(Stream& stream, const AttentionCall& call, const int32_t* cu_seqlens,
                int64_t num_seqs) {
   const AttentionKernel* kernels = stream.kernels->attention;
+  const bool wide = call.head_dim > kMostHeadDim;
   const AttentionKernel& kernel =
-      kernels[kernels[call.format].compute != nullptr ? call.format : kAttentionFloat32];
+      kernels[wide || kernels[call.format].compute == nullptr ? kAttentionFloat32 : call.format];
   const size_t scratch_bytes = kernel.scratch_bytes(call.head_dim);
   for (auto& member : stream.members) member->scratch.reserve(scratch_bytes);
   run(stream, num_seqs * call.num_heads, [&](int64_t job, int worker) {

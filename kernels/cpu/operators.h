@@ -72,11 +72,13 @@ struct PackedLinear {
 };
 
 void linear(Stream& stream, const PackedLinear& weights, LinearCall call);
-// By one member alone.
+// By one member alone; within a job, which must not throw, after `reserve` for as many rows or more.
 void linear(Member& member, const PackedLinear& weights, LinearCall call);
+void reserve(Member& member, const PackedLinear& weights, int64_t num_rows);
 void layer_norm(Stream& stream, float* out, const float* hidden, const Norm& norm,
                 int64_t num_rows, int64_t hidden_size);
-// -1, or num_tables * token + table of the first id outside its table, which `embed` does not look for.
+// -1, or num_tables * token + table of the first id outside its table, which `embed` does not look
+// for.
 int64_t first_outside(const EmbedTable* tables, int num_tables, int64_t num_tokens);
 void embed(Stream& stream, float* out, const EmbedTable* tables, int num_tables, const Norm& norm,
            int64_t num_tokens, int64_t hidden_size);

@@ -23,7 +23,8 @@ static_assert(kPairsBlockRows % 2 == 0, "a job begins with a pair");
 template <typename Product, int kParts, int kPairs>
 __attribute__((noinline)) void multiply_pairs(typename Product::Value* out, const char* rows,
                                               int64_t pair_bytes, const char* cols, int64_t steps,
-                                              int64_t chain, Ahead ahead) {
+                                              int64_t chain, const Ahead& asked) {
+  Ahead ahead = asked;
   for (int64_t begin = 0; begin < steps; begin += chain) {
     typename Product::type acc[kPairs][kColPairs];
 #pragma GCC unroll 4
@@ -80,7 +81,7 @@ __attribute__((noinline)) void multiply_pairs(typename Product::Value* out, cons
 template <typename Product, int kParts, int kPairs = kRowPairs>
 inline void pairs_tile(int64_t pairs, typename Product::Value* out, const char* rows,
                        int64_t pair_bytes, const char* cols, int64_t steps, int64_t chain,
-                       Ahead ahead) {
+                       const Ahead& ahead) {
   if (pairs == kPairs)
     return multiply_pairs<Product, kParts, kPairs>(out, rows, pair_bytes, cols, steps, chain,
                                                    ahead);

@@ -1,4 +1,4 @@
-// pool.cpp: one vector per sequence, and rows to unit length. Sums are float64 in the order of the
+// pool.cpp: one vector per sequence, such vectors side by side, and rows to unit length. Sums are float64 in the order of the
 // tokens: a long text loses nothing to its length, and the bytes are the same on every path.
 //
 // hidden (num_tokens, hidden_size) -> out (num_seqs, hidden_size). Bound: reading hidden once.

@@ -30,51 +30,61 @@ void Program::add(const Instruction& instruction) {
   instructions_.push_back(instruction);
 }
 
-namespace {
-
-// The narrowest free slot that is wide enough, else the widest, made wider, else a new one.
-int take_slot(std::vector<Value>& slots, std::vector<int>& free, Value value, bool equal_widths) {
-  auto best = free.end();
-  for (auto it = free.begin(); it != free.end(); ++it) {
-    if (slots[*it].rows != value.rows || (equal_widths && slots[*it].cols != value.cols)) continue;
-    if (best == free.end()) {
-      best = it;
-      continue;
+// Where values lie. The widest is placed first, and each in the first slot whose values are never
+// there at the same time: so no slot grows, and unlike layers, as pruning leaves them, share slots.
+//
+// `by_rows`: members take their rows through a run of operators without meeting. Within one, only
+// values of one width may follow each other in a slot: no row may lie where another member still
+// reads another one.
+Program::Layout Program::lay_out(bool by_rows) const {
+  struct Life {
+    int value;
+    size_t born, last;          // instructions
+    size_t first_run, last_run;  // they belong to
+  };
+  std::vector<Life> lives;
+  std::vector<int> life_of(values_.size(), -1);
+  size_t run = 0;
+  for (size_t i = 0; i < instructions_.size(); ++i) {
+    const Instruction& step = instructions_[i];
+    // All members meet before and after an operator that is not taken by rows.
+    if (!by_rows || !takes_rows(step) || !takes_rows(instructions_[i - (i > 0)])) ++run;
+    for (int value : {step.out, step.in, step.residual}) {
+      if (value < 0 || std::find(results_.begin(), results_.end(), value) != results_.end())
+        continue;
+      if (life_of[value] < 0) {
+        life_of[value] = static_cast<int>(lives.size());
+        lives.push_back({value, i, i, run, run});
+      }
+      lives[life_of[value]].last = i;
+      lives[life_of[value]].last_run = run;
     }
-    const int64_t cols = slots[*it].cols, best_cols = slots[*best].cols;
-    const bool fits = cols >= value.cols, best_fits = best_cols >= value.cols;
-    if (fits != best_fits ? fits : fits ? cols < best_cols : cols > best_cols) best = it;
   }
-  if (best == free.end()) {
-    slots.push_back(value);
-    return static_cast<int>(slots.size()) - 1;
-  }
-  const int slot = *best;
-  free.erase(best);
-  slots[slot].cols = std::max(slots[slot].cols, value.cols);
-  return slot;
-}
-
-}  // namespace
-
-Program::Layout Program::lay_out(bool equal_widths) const {
-  const size_t count = values_.size();
-  std::vector<size_t> last_use(count, 0);
-  for (size_t i = 0; i < instructions_.size(); ++i) {
-    for (int value : {instructions_[i].out, instructions_[i].in, instructions_[i].residual})
-      if (value >= 0) last_use[value] = i;
-  }
+  const auto exclude = [&](const Life& a, const Life& b) {
+    if (values_[a.value].rows != values_[b.value].rows) return true;
+    // An operator must not write over what it reads.
+    if (a.born <= b.last && b.born <= a.last) return true;
+    return values_[a.value].cols != values_[b.value].cols && a.first_run <= b.last_run &&
+           b.first_run <= a.last_run;
+  };
+  std::stable_sort(lives.begin(), lives.end(), [&](const Life& a, const Life& b) {
+    return values_[a.value].cols > values_[b.value].cols;
+  });
   Layout layout;
-  layout.slot_of.assign(count, -1);
-  std::vector<int> free;
-  for (size_t i = 0; i < instructions_.size(); ++i) {
-    const int out = instructions_[i].out;
-    const bool result = std::find(results_.begin(), results_.end(), out) != results_.end();
-    if (!result && layout.slot_of[out] < 0)
-      layout.slot_of[out] = take_slot(layout.slots, free, values_[out], equal_widths);
-    // Only now may inputs go: an operator must not write over what it reads.
-    for (size_t value = 0; value < count; ++value)
-      if (layout.slot_of[value] >= 0 && last_use[value] == i) free.push_back(layout.slot_of[value]);
+  layout.slot_of.assign(values_.size(), -1);
+  std::vector<std::vector<Life>> there;  // of each slot
+  for (const Life& life : lives) {
+    size_t slot = 0;
+    while (slot < there.size() &&
+           std::any_of(there[slot].begin(), there[slot].end(),
+                       [&](const Life& other) { return exclude(life, other); }))
+      ++slot;
+    if (slot == there.size()) {
+      there.emplace_back();
+      layout.slots.push_back(values_[life.value]);
+    }
+    there[slot].push_back(life);
+    layout.slot_of[life.value] = static_cast<int>(slot);
   }
   return layout;
 }
@@ -202,6 +212,12 @@ void Program::run_rows(Stream& stream, size_t first, size_t end, const ProgramBa
   // As many jobs for each member as keep a job's rows in the second-level cache.
   const int64_t members = stream.team->size(), rows = batch.num_tokens;
   const int64_t num_jobs = members * ((rows - 1) / (members * kRowsOfJob) + 1);
+  const int64_t rows_of_job = (rows - 1) / num_jobs + 1;
+  for (size_t i = first; i < end; ++i) {
+    if (instructions_[i].kind != Instruction::kLinear) continue;
+    for (auto& member : stream.members)
+      reserve(*member, *instructions_[i].weights, rows_of_job);
+  }
   minibert::run(stream, num_jobs, [&](int64_t job, int worker) {
     for (size_t i = first; i < end; ++i)
       run_step_of_rows(*stream.kernels, *stream.members[static_cast<size_t>(worker)],

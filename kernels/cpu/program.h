@@ -52,8 +52,8 @@ class Program {
   // Ends the recording: these values are results, all others share memory by turns.
   void finish(const std::vector<int>& results);
   size_t num_results() const { return results_.size(); }
-  // `results`: an array for each, (rows, cols). Returns what embed returns: -1, or the id outside
-  // its table, which ends the run.
+  // `results`: an array for each, (rows, cols). Returns what first_outside returns; an id outside
+  // its table ends the run.
   int64_t run(Stream& stream, const ProgramBatch& batch, float* const* results) const;
 
  private:
@@ -66,7 +66,7 @@ class Program {
 
   void check(int value) const;
   bool takes_rows(const Instruction& step) const;
-  Layout lay_out(bool equal_widths) const;
+  Layout lay_out(bool by_rows) const;
   Addresses place(Stream& stream, const Layout& layout, const ProgramBatch& batch,
                   float* const* results) const;
   void run_step(Stream& stream, const Instruction& step, const ProgramBatch& batch,
@@ -81,7 +81,7 @@ class Program {
   std::vector<Instruction> instructions_;
   std::vector<int> results_;
   Layout narrow_;        // least memory: for operators one after the other
-  Layout rows_apart_;    // values of a slot are equally wide: no row lies where another one was
+  Layout rows_apart_;    // for members that each take their rows through several operators
   int64_t rows_alone_ = 1;
 };
 

@@ -14,7 +14,7 @@
 #pragma once
 
 #include "elementary.h"
-#include "layer_norm.h"
+#include "tile.h"
 
 namespace {
 
@@ -25,6 +25,11 @@ using minibert::Linear;
 constexpr float kLeastClip = 3.5f;
 constexpr float clip_of(int steps) { return steps > 127 ? 6.0f : kLeastClip; }
 constexpr int64_t kGroup = 4;  // inputs that lie side by side for one output, one 32-bit lane
+
+// Sums of this many products and of a row's excess are exact int32. The excess adds up to at most
+// in_features / clip^2 * kSteps steps, by Cauchy and Schwarz.
+constexpr int64_t kInt8MaxInFeatures = 32768;
+static_assert(kInt8MaxInFeatures * 255 * 127 / 4 * 5 < (int64_t{1} << 31), "int32 sums are exact");
 
 struct RowScale {
   float act_scale;
@@ -40,6 +45,44 @@ struct Excess {
 // 1 / kLeastClip^2 and more: room for the rounding of the root mean square.
 inline int64_t max_excess(int64_t in_features) { return in_features / 11 + 1; }
 
+// Rows as `prepare` leaves them: scales of all of them, then whatever order of the values a kernel
+// takes, then their excess.
+struct QuantizedRows {
+  RowScale* scales;  // (num_rows,)
+  uint8_t* values;
+  Excess* excess;  // (num_rows, capacity)
+  int64_t capacity;
+  size_t bytes;
+
+  QuantizedRows(const void* prepared, int64_t num_rows, int64_t in_features, int64_t value_bytes)
+      : capacity(max_excess(in_features)) {
+    const size_t header = (size_t)round_up(num_rows * (int64_t)sizeof(RowScale), 64);
+    const size_t matrix = (size_t)round_up(value_bytes, 64);
+    scales = (RowScale*)prepared;
+    values = (uint8_t*)prepared + header;
+    excess = (Excess*)(values + matrix);
+    bytes = header + matrix + sizeof(Excess) * (size_t)(num_rows * capacity);
+  }
+};
+
+// Weights as `pack` leaves them: scale and sum of each output, then the panels of a kernel.
+struct QuantizedWeights {
+  int64_t padded_cols, panel_bytes, panels;
+  size_t header_bytes, bytes;
+
+  QuantizedWeights(int64_t out_features, int64_t panel_cols, int64_t one_panel_bytes)
+      : padded_cols(round_up(out_features, panel_cols)),
+        panel_bytes(one_panel_bytes),
+        panels(padded_cols / panel_cols),
+        header_bytes((size_t)round_up(padded_cols * 8, 64)),
+        bytes(header_bytes + (size_t)(panels * panel_bytes)) {}
+  float* weight_scale(void* packed) const { return (float*)packed; }
+  int32_t* weight_sum(void* packed) const { return (int32_t*)packed + padded_cols; }
+  int8_t* panel(void* packed, int64_t index) const {
+    return (int8_t*)packed + header_bytes + index * panel_bytes;
+  }
+};
+
 struct RowQuantizer {
   float steps_per_unit;
   float zero_point;
@@ -52,6 +95,19 @@ inline bool all_finite(const float* row, int64_t size) {
   for (int64_t c = 0; c < size; c += Vec::kLanes)
     poison = Vec::fma(load_up_to(row + c, min_of(Vec::kLanes, size - c)), Vec::zero(), poison);
   return Vec::reduce_add(poison) == 0.0f;
+}
+
+constexpr RowQuantizer kUndefined = {0.0f, 0.0f, __builtin_inff(), {__builtin_nanf(""), 0, 0}};
+
+// kSteps steps from `low` to `high`; values beyond `limit` have an excess.
+template <int kSteps>
+inline RowQuantizer steps_over(float low, float high, float limit) {
+  const float range = high - low;
+  if (!(range < 3.0e38f)) return kUndefined;
+  if (range < 1e-30f) return {0.0f, 0.0f, __builtin_inff(), {0.0f, 0, 0}};  // all but zeros
+  const float steps_per_unit = (float)kSteps / range;
+  const float zero_point = __builtin_rintf(-low * steps_per_unit);
+  return {steps_per_unit, zero_point, limit, {range / (float)kSteps, (int32_t)zero_point, 0}};
 }
 
 template <int kSteps>
@@ -81,30 +137,20 @@ inline RowQuantizer row_quantizer(const float* row, int64_t size) {
     for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
 
   const float squares = lanes[0], infinity = __builtin_inff();
-  const RowQuantizer undefined = {0.0f, 0.0f, infinity, {__builtin_nanf(""), 0, 0}};
-  if (!(squares < infinity) && !all_finite(row, size)) return undefined;
+  if (!(squares < infinity) && !all_finite(row, size)) return kUndefined;
   // Squares of tiny values vanish and those of huge ones overflow: such rows have no limit.
   const float limit =
       squares > 1e-30f ? clip_of(kSteps) * __builtin_sqrtf(squares / (float)size) : infinity;
   const float smallest = Vec::reduce_min(low), largest = Vec::reduce_max(high);
-  const float lowest = smallest > -limit ? smallest : -limit;
-  const float highest = largest < limit ? largest : limit;
-  const float range = highest - lowest;
-  if (!(range < 3.0e38f)) return undefined;
-  if (range < 1e-30f) return {0.0f, 0.0f, infinity, {0.0f, 0, 0}};  // all but zeros
-  const float steps_per_unit = (float)kSteps / range;
-  const float zero_point = __builtin_rintf(-lowest * steps_per_unit);
-  return {steps_per_unit, zero_point, limit, {range / (float)kSteps, (int32_t)zero_point, 0}};
+  return steps_over<kSteps>(smallest > -limit ? smallest : -limit,
+                            largest < limit ? largest : limit, limit);
 }
 
 // Without a look at the values, but for whether they are finite.
 template <int kSteps>
 inline RowQuantizer fixed_quantizer(const float* row, int64_t size, InputRange fixed) {
-  const float range = fixed.high - fixed.low, infinity = __builtin_inff();
-  if (!all_finite(row, size)) return {0.0f, 0.0f, infinity, {__builtin_nanf(""), 0, 0}};
-  const float steps_per_unit = (float)kSteps / range;
-  const float zero_point = __builtin_rintf(-fixed.low * steps_per_unit);
-  return {steps_per_unit, zero_point, infinity, {range / (float)kSteps, (int32_t)zero_point, 0}};
+  if (!all_finite(row, size)) return kUndefined;
+  return steps_over<kSteps>(fixed.low, fixed.high, __builtin_inff());
 }
 
 template <int kSteps>

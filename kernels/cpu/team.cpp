@@ -5,6 +5,9 @@
 #endif
 
 #include <chrono>
+#include <system_error>
+
+#include "float_environment.h"
 
 namespace minibert {
 namespace {
@@ -26,8 +29,13 @@ Team::Team(int size)
     : size_(size < 1 ? 1 : size), shares_(static_cast<size_t>(size_)) {
   threads_.reserve(static_cast<size_t>(size_ - 1));
   for (int worker = 1; worker < size_; ++worker) {
-    threads_.emplace_back([this, worker] { work(worker); });
+    try {
+      threads_.emplace_back([this, worker] { work(worker); });
+    } catch (const std::system_error&) {  // the system gives no more: those there are do the work
+      break;
+    }
   }
+  size_ = static_cast<int>(threads_.size()) + 1;
 }
 
 Team::~Team() {
@@ -89,6 +97,7 @@ void Team::wake() {
 }
 
 void Team::work(int worker) {
+  const FloatEnvironment environment;  // a thread begins with its maker's
   uint64_t done = 0;  // the round this thread last took part in
   auto enters = [&](uint64_t state) { return (state & kOpen) != 0 && state >> 32 != done; };
   while (!stop_.load(std::memory_order_relaxed)) {

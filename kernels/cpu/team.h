@@ -4,8 +4,8 @@
 // neighbouring jobs, so that it knows what it takes next and can fetch it ahead; who is done takes
 // from the others' shares. A thread that the system took off its core so takes fewer jobs and nobody
 // waits for it; a thread that never woke is not waited for at all. Idle threads spin briefly, because
-// the next operator of a forward pass follows within microseconds, then sleep. Waking takes a tenth of
-// a millisecond, as long as a short text's tokens: who knows that work is coming wakes them meanwhile.
+// the next operator of a forward pass follows within microseconds, then sleep. Waking takes some
+// 50 us, as long as a short text's tokens: who knows that work is coming wakes them meanwhile.
 #pragma once
 
 #include <atomic>
@@ -21,6 +21,7 @@ class Team {
  public:
   using Job = void (*)(void* context, int64_t job, int worker);
 
+  // At most `size` members: fewer where the system starts no more threads.
   explicit Team(int size);
   ~Team();
   Team(const Team&) = delete;
@@ -28,6 +29,7 @@ class Team {
 
   int size() const { return size_; }
   // Calls job(context, i, worker) for i in 0..num_jobs, worker in 0..size; returns when all ended.
+  // A job must not throw: threads have nobody to tell, and the round would stay open.
   void run(int64_t num_jobs, Job job, void* context);
   // Work is coming: threads that sleep may wake, and wait for it spinning.
   void wake();
@@ -49,7 +51,7 @@ class Team {
   static constexpr uint64_t kOpen = uint64_t{1} << 31;
   static constexpr uint64_t kMembers = kOpen - 1;
 
-  const int size_;
+  int size_;  // as many as could be started
   alignas(64) std::atomic<uint64_t> state_{0};
   alignas(64) std::atomic<int> sleeping_{0};
   std::atomic<bool> stop_{false};

@@ -140,7 +140,8 @@ inline Vec::type load_up_to(const float* p, int64_t lanes) {
 // A vector of a row that ends after `size` values; zeros behind.
 inline Vec::type load_within(const float* row, int64_t at, int64_t size) {
   const int64_t n = size - at;
-  return n >= Vec::kLanes ? Vec::load(row + at) : n > 0 ? Vec::load_partial(row + at, n) : Vec::zero();
+  if (n >= Vec::kLanes) return Vec::load(row + at);
+  return n > 0 ? Vec::load_partial(row + at, n) : Vec::zero();
 }
 
 inline void store_up_to(float* p, Vec::type x, int64_t lanes) {

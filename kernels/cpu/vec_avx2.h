@@ -1,5 +1,5 @@
 // vec_avx2.h: eight float32 lanes with AVX2 and FMA, as the struct `Vec` that all kernels are
-// written against. vec_portable.h, vec_avx512.h, vec_neon.h and vec_software.h offer the same names.
+// written against. vec_avx512.h, vec_neon.h and vec_software.h offer the same names.
 #pragma once
 
 #include <immintrin.h>
@@ -32,7 +32,7 @@ struct Vec {
   static type mul(type a, type b) { return _mm256_mul_ps(a, b); }
   static type div(type a, type b) { return _mm256_div_ps(a, b); }
   static type fma(type a, type b, type c) { return _mm256_fmadd_ps(a, b, c); }
-  // The second operand where either is not a number: kernels pass the data second.
+  // The second operand where either is not a number: the data, where that must stay seen.
   static type max(type a, type b) { return _mm256_max_ps(a, b); }
   static type min(type a, type b) { return _mm256_min_ps(a, b); }
   static type abs(type x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }

@@ -1,9 +1,8 @@
 """Ops on the CPU through the kernels of `minibert.kernels.cpu`.
 
-Arrays are addresses in a stream's own memory: blocks return to the stream when the last reference
-to an array goes, so that a forward pass in steady state allocates nothing. A stream is one thread
-(throughput: the engine runs `num_streams` of them) or, with `alone=True`, a team of all cores.
-Results are the same bytes either way.
+A stream is one thread (throughput: the engine runs `num_streams` of them) or, with `alone=True`, a
+team of all cores. Results are the same bytes either way. Whole forward passes are programs
+(cpu_program.py); operators can be called one by one as well.
 """
 
 from __future__ import annotations
@@ -29,6 +28,8 @@ from minibert.ops.cpu_program import (
     Program,
     check_attention,
     check_columns,
+    check_embed,
+    check_float16,
     raise_outside,
 )
 from minibert.ops.cpu_stream import CpuArray, StreamPool, StreamState
@@ -45,6 +46,7 @@ DTYPES = ("float32", "bfloat16", "float16", "int8")
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 SPARSITIES = (None, "2:4", "block")
 _BLOCK_FORMAT = "float32-block"
+_LOOKED_AT = (_BLOCK_FORMAT, "float16")  # the values decide its size; whether it can hold them
 
 
 class CpuOps:
@@ -68,7 +70,7 @@ class CpuOps:
 
         Args:
             dtype: float32, bfloat16, float16 or int8: how linear layers hold and multiply weights.
-                Everything between them is float32.
+                Between them all is float32, but for the products of attention: docs/cpu.md.
             matmul_precision: for float32: highest, high or medium, see docs/cpu.md. Processors
                 without matrix units compute all three by float32 multiply-adds, which is more exact
                 and, there, as fast.
@@ -97,6 +99,7 @@ class CpuOps:
         self._attention_format = ATTENTION_FORMATS.get(self.format, 0)
         self.threads = min(threads, usable_cores()) if threads else usable_cores()
         self.num_streams = self.threads
+        self.num_idle_streams = 1 if self.threads > 1 else 0  # the team
         self._native = native()
         self._pool = StreamPool(self.path.index, self.threads)
         self._state: StreamState | None = None
@@ -145,6 +148,8 @@ class CpuOps:
         values = np.ascontiguousarray(weight, np.float32)
         offsets = None if bias is None else np.ascontiguousarray(bias, np.float32)
         out_features, in_features = values.shape
+        if offsets is not None and offsets.shape != (out_features,):
+            raise InputError(f"bias of {name} must be ({out_features},), got {offsets.shape}")
         chosen = self.format
         if dtype is not None:
             chosen = linear_format(dtype, self.matmul_precision, self.path.formats)
@@ -155,19 +160,21 @@ class CpuOps:
             chosen = _BLOCK_FORMAT
         shape = (out_features, in_features)
         found = self.packed.find(name, chosen, shape) if self.packed else None
+        background = self.background
+        if background is not None and found is None and chosen in _LOOKED_AT:
+            background.wait()
+        if chosen == "float16" and found is None:
+            check_float16(values, name)
         source = values.ctypes.data if found is None else found
         bias_at = 0 if offsets is None else offsets.ctypes.data
         layer = (self.path.index, chosen, source, out_features, in_features, bias_at)
-        background = self.background
         try:
             if found is not None:
                 handle = self._native.adopt_linear(*layer)
             elif background is None:
                 handle = self._native.pack_linear(*layer, None)
             else:
-                if chosen == _BLOCK_FORMAT:  # its size depends on the values
-                    background.wait()
-                background.keep(values)  # after the wait, which lets go of all
+                background.keep(values)  # after a wait, which lets go of all
                 handle = self._native.pack_linear(*layer, background.handle)
         except ValueError as error:
             raise DeviceError(f"{name}: {error}") from error
@@ -183,6 +190,9 @@ class CpuOps:
         """See `Ops.prepare_layer_norm`."""
         scale = np.array(weight, np.float32)
         offset = None if bias is None else np.array(bias, np.float32)
+        if scale.ndim != 1 or (offset is not None and offset.shape != scale.shape):
+            shapes = scale.shape, None if offset is None else offset.shape
+            raise InputError(f"weight and bias of a norm must be vectors of one size, got {shapes}")
         address = 0 if offset is None else offset.ctypes.data
         return CpuLayerNorm(scale, offset, (scale.ctypes.data, address, eps))
 
@@ -234,7 +244,7 @@ class CpuOps:
             InputError: an id outside its table.
         """
         state = self._running()
-        hidden_size = tables[0].weight.shape[1]
+        hidden_size = check_embed(tables, norm)
         out = CpuArray(state.memory, batch.num_tokens, hidden_size)
         lookups: list[Any] = []
         for ids, table in zip(batch.ids, tables, strict=True):

@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibert.batch import Batch, IntArray
-from minibert.errors import InputError
+from minibert.errors import DeviceError, InputError
 from minibert.kernels.cpu.loader import native
 from minibert.ops.interface import TABLE_NAMES, Activation, PoolMode, outside_error
 
 FloatArray = NDArray[np.float32]
 MAX_HEAD_DIM = 1024
+_FLOAT16_END = 65520.0  # rounds to infinity
 ACTIVATIONS = {None: 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "silu": 4, "tanh": 5}
 POOL_MODES = {
     "cls": 0,
@@ -137,8 +138,7 @@ class _Recorder:
         self, batch: None, tables: Sequence[CpuEmbedding | None], norm: CpuLayerNorm | None
     ) -> Value:
         """See `Ops.embed`."""
-        assert tables[0] is not None
-        out = self._value(False, tables[0].weight.shape[1])
+        out = self._value(False, check_embed(tables, norm))
         self.table_rows = tuple(0 if table is None else len(table.weight) for table in tables)
         self.kept += [*tables, norm]
         numbers: list[int] = []
@@ -230,6 +230,24 @@ class _Recorder:
 
     def _value(self, per_sequence: bool, cols: int) -> Value:
         return Value(native().program_value(self.handle, per_sequence, cols), per_sequence, cols)
+
+
+def check_float16(values: FloatArray, name: str) -> None:
+    """Refuse weights that would become infinite."""
+    largest = max(values.max(initial=0.0), -values.min(initial=0.0))
+    if largest >= _FLOAT16_END:
+        raise DeviceError(
+            f"{name} must fit float16, its largest value is {largest:g}: use dtype='bfloat16'"
+        )
+
+
+def check_embed(tables: Sequence[CpuEmbedding | None], norm: CpuLayerNorm | None) -> int:
+    """The width of all tables and of the norm; refuses where they differ."""
+    widths = [table.weight.shape[1] for table in tables if table is not None]
+    widths += [] if norm is None else [norm.weight.size]
+    if tables[0] is None or len(set(widths)) != 1:
+        raise InputError(f"tables and norm must be of one width, words among them, got {widths}")
+    return int(widths[0])
 
 
 def check_columns(cols: int, expected: int) -> None:

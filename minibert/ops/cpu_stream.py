@@ -75,8 +75,9 @@ class CpuArray:
 
     def __del__(self) -> None:
         """Give the block back to the stream."""
-        block = self._block
-        block.memory.give_back(block)
+        block = getattr(self, "_block", None)  # none where there was no memory for it
+        if block is not None:
+            block.memory.give_back(block)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -105,12 +106,12 @@ class StreamPool:
         self._start()
 
     def _start(self) -> None:
-        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._single: list[StreamState] = []
         self._team: list[StreamState] = []
         # Weak: an interruption (Ctrl-C) can lose a stream on its way, and then there is no team.
         self._made: weakref.ref[StreamState] | None = None
+        self._pid = os.getpid()  # last: who sees it uses the rest
 
     def take(self, alone: bool) -> StreamState:
         """A free stream or a new one: the team where `alone`, once; else one thread."""
@@ -145,6 +146,8 @@ class StreamPool:
 
     def close(self) -> None:
         """Let go of all streams that are not running."""
+        if self._pid != os.getpid():
+            self._start()
         with self._lock:
             self._closed = True
             self._single.clear()

@@ -61,6 +61,7 @@ class CudaOps(CudaOperations):
 
     head_dim_multiple = PADDING
     num_streams: int
+    num_idle_streams = 0
     preferred_batch_tokens: int
 
     def __init__(

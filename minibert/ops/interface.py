@@ -102,6 +102,8 @@ class Ops(Protocol):
     """"float32", "float64", "bfloat16", "float16" or "int8": how linear layers compute."""
     num_streams: int
     """Batches that may profitably run at once, each in a thread of its own."""
+    num_idle_streams: int
+    """Streams that keep scratch memory beside those, without running when all of them do."""
     preferred_batch_tokens: int
     """`max_batch_tokens` where the user names none."""
     head_dim_multiple: int

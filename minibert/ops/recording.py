@@ -70,6 +70,7 @@ class RecordingOps:
         self.name = inner.name
         self.dtype = inner.dtype
         self.num_streams = 1
+        self.num_idle_streams = 0
         self.preferred_batch_tokens = inner.preferred_batch_tokens
         self.head_dim_multiple = inner.head_dim_multiple
         self._one_at_a_time = threading.Lock()

@@ -54,6 +54,7 @@ class ReferenceOps:
 
     name = "reference"
     num_streams = 1  # BLAS brings its own threads
+    num_idle_streams = 0
     preferred_batch_tokens = 4096
     head_dim_multiple = 1
 

@@ -74,6 +74,20 @@ def test_short_sequences_are_float32_and_alone(
         assert narrow[~others].tobytes() == out[~others].tobytes()
 
 
+@pytest.mark.parametrize("head_dim", [136, 256, 1024])
+def test_wide_heads_are_float32_in_every_format(
+    isa: str, make_ops: Any, reference: Any, head_dim: int
+) -> None:
+    """Equal values, whose scores are the largest there can be, among them."""
+    batch, qkv = make([1, 5, SHORT, 17, 40], 1, head_dim)
+    qkv[-40:] = 1
+    out = run(make_ops(isa=isa), reference.put, batch, qkv, 1, head_dim)
+    check(reference, out, batch, qkv, 1, head_dim)
+    for dtype in ("bfloat16", "int8"):
+        other = run(make_ops(dtype, isa=isa), reference.put, batch, qkv, 1, head_dim)
+        assert other.tobytes() == out.tobytes()
+
+
 @pytest.mark.parametrize("seqlen", [1, 255, 256, 257, 512, 700])
 def test_key_blocks_join_without_loss(isa: str, make_ops: Any, reference: Any, seqlen: int) -> None:
     batch, qkv = make([seqlen, 3], 1, 32, seed=seqlen)

@@ -248,6 +248,19 @@ def test_a_fixed_range_saturates_and_is_exact_within(
     assert np.concatenate(alone).tobytes() == out[:9].tobytes()
 
 
+@pytest.mark.parametrize(
+    ("fixed", "expected"), [((0.0, 1e-38), 2.0), ((-3e38, 3e38), np.nan)], ids=str
+)
+def test_a_fixed_range_without_steps_is_one_of_zeros_or_undefined(
+    isa: str, make_ops: Any, reference: Any, fixed: tuple[float, float], expected: float
+) -> None:
+    """As a row of such a range: 255 steps of it, or one of them, are no float32."""
+    x = np.random.default_rng(6).standard_normal((3, 40)).astype(np.float32)
+    bias = np.full(9, 2.0, np.float32)
+    out = run_fixed(make_ops("int8", isa=isa), reference.put, x, x[:1].repeat(9, 0), bias, fixed)
+    np.testing.assert_array_equal(out, np.full((3, 9), expected, np.float32))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_fixed_range_does_not_hide_what_is_not_finite(
     isa: str, make_ops: Any, reference: Any, bad: float

@@ -31,3 +31,11 @@ def test_kernels_read_arrays_in_place_and_refuse_what_is_no_such_array() -> None
             native.copy_columns(out, 4, 0, array, 3, 2)
     with pytest.raises(AttributeError, match="__array_struct__"):
         native.copy_columns(out, 4, 0, [1.0], 3, 2)
+    unaligned = np.frombuffer(bytearray(25), np.uint8)[1:].view(np.float32).reshape(2, 3)
+    with pytest.raises(TypeError, match="expected a C-contiguous array of float32"):
+        native.copy_columns(out, 4, 0, unaligned, 3, 2)
+    values.flags.writeable = False
+    native.copy_columns(out, 4, 0, values, 3, 2)  # it is only read
+    out.flags.writeable = False
+    with pytest.raises(TypeError, match="expected a C-contiguous, writeable array of float32"):
+        native.copy_columns(out, 4, 0, values, 3, 2)
