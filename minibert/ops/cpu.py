@@ -32,7 +32,7 @@ from minibert.ops.cpu_program import (
     raise_outside,
 )
 from minibert.ops.cpu_stream import CpuArray, StreamPool, StreamState
-from minibert.ops.interface import Activation, ForwardShape, PoolMode
+from minibert.ops.interface import SPARSITIES, Activation, ForwardShape, PoolMode
 
 if TYPE_CHECKING:
     from minibert.kernels.cpu.background import Background
@@ -43,7 +43,6 @@ __all__ = ["CpuArray", "CpuOps", "available", "is_built"]
 FloatArray = NDArray[np.float32]
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 MATMUL_PRECISIONS = ("highest", "high", "medium")
-SPARSITIES = (None, "2:4", "block")
 _BLOCK_FORMAT = "float32-block"
 
 

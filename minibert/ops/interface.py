@@ -28,6 +28,9 @@ Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"]
 TABLE_NAMES = ("input_ids", "position_ids", "token_type_ids")
 """What the tables of `Ops.embed` are looked up by, in their order."""
 
+SPARSITIES = (None, "2:4", "block")
+"""Where the zeros of a weight may be known to be: see `Ops.prepare_linear`."""
+
 PoolMode = Literal["cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
 
