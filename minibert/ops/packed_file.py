@@ -1,7 +1,7 @@
 """Weights as the CPU kernels laid them out, in a file that processes map and share.
 
 A server with several processes holds the packed weights once, in the page cache, and a process that
-starts does not pack. The file belongs to one checkpoint, one build of the kernels, one path and one
+starts does not pack. The file belongs to one model, one build of the kernels, one path and one
 number format; anything else does not find it and writes its own. It is a cache: where it cannot be
 read or written, weights are packed as without it.
 
@@ -19,7 +19,6 @@ import mmap
 import os
 import struct
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,24 +102,30 @@ class PackedFile:
 
 
 def open_packed(
-    folder: Path, checkpoint: Iterable[Path], path: str, *, dtype: str, matmul_precision: str
+    folder: Path, model_folder: Path, path: str, *, dtype: str, matmul_precision: str
 ) -> PackedFile:
-    """Find the file of a checkpoint, or prepare to write it.
+    """Find the file of a model, or prepare to write it.
 
     Args:
         folder: where packed files are kept; made when the first one is written.
-        checkpoint: the files that the weights come from, config.json among them.
+        model_folder: all of it: the encoder and what follows it may lie in folders of their own.
         path: name of the instruction-set path.
         dtype: of the Ops.
         matmul_precision: of the Ops.
     """
-    stats = [(str(file.resolve()), file.stat()) for file in checkpoint]
+    files = sorted({*model_folder.rglob("*.safetensors"), *model_folder.rglob("*.json")})
+    # By both names: links of other names to the same files may be another model.
+    named = [(str(file.relative_to(model_folder)), str(file.resolve())) for file in files]
+    stats = [file.stat() for file in files]
     key = {
         "kernels": _digest(Path(str(native().__file__))),
         "path": path,
         "dtype": dtype,
         "matmul_precision": matmul_precision,
-        "checkpoint": [[name, stat.st_size, stat.st_mtime_ns, stat.st_ino] for name, stat in stats],
+        "model": [
+            [*names, stat.st_size, stat.st_mtime_ns, stat.st_ino]
+            for names, stat in zip(named, stats, strict=True)
+        ],
     }
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     packed = PackedFile(folder / f"{digest}.packed", key)

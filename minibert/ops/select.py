@@ -54,7 +54,7 @@ def make_ops(
     options: DeviceOptions | None = None,
     *,
     quantized: bool = False,
-    files: Sequence[Path] = (),
+    model_folder: Path | None = None,
     background: Background | None = None,
 ) -> tuple[Ops, str]:
     """Make the Ops of a device.
@@ -65,7 +65,7 @@ def make_ops(
             for checking.
         options: how it computes.
         quantized: whether the checkpoint holds int8 weights.
-        files: of the checkpoint, which packed weights belong to.
+        model_folder: which packed weights belong to; they are not kept when None.
         background: where the CPU kernels lay out weights; they do it at once when None.
 
     Returns:
@@ -81,7 +81,7 @@ def make_ops(
         made = _gpu(device, options, quantized), "asked for"
     elif device == "auto":
         made = _gpu_if_usable(options, quantized)
-    ops, reason = made or _cpu(device, options, quantized, files, background)
+    ops, reason = made or _cpu(device, options, quantized, model_folder, background)
     log.info("device %r: ops %s (%s)", device, ops.name, reason)
     return ops, reason
 
@@ -92,7 +92,7 @@ def make_devices(
     options: DeviceOptions,
     *,
     quantized: bool = False,
-    files: Sequence[Path] = (),
+    model_folder: Path | None = None,
     background: Background | None = None,
 ) -> tuple[list[Ops], str]:
     """Make the Ops of several devices, or of the one that `device` names.
@@ -102,7 +102,7 @@ def make_devices(
         devices: GPUs, or emulators, of one architecture: a text has the same bytes on each.
         options: how they compute.
         quantized: as in `make_ops`.
-        files: as in `make_ops`.
+        model_folder: as in `make_ops`.
         background: as in `make_ops`.
 
     Returns:
@@ -115,7 +115,11 @@ def make_devices(
     check_devices(device, devices, options)
     if devices is None:
         ops, reason = make_ops(
-            device, options, quantized=quantized, files=files, background=background
+            device,
+            options,
+            quantized=quantized,
+            model_folder=model_folder,
+            background=background,
         )
         return [ops], reason
     made: list[Ops] = []
@@ -272,7 +276,7 @@ def _cpu(
     device: str,
     options: DeviceOptions,
     quantized: bool,
-    files: Sequence[Path],
+    model_folder: Path | None,
     background: Background | None,
 ) -> tuple[Ops, str]:
     """The kernels where they were built; else NumPy, whose float32 meets every precision."""
@@ -288,13 +292,13 @@ def _cpu(
     if built:
         dtype, folder = options.chosen_dtype(quantized), options.packed_weights
         packed = None
-        if folder is not None:
+        if folder is not None and model_folder is not None:
             from minibert.ops.packed_file import open_packed
 
             packed = partial(
                 open_packed,
                 folder,
-                files,
+                model_folder,
                 dtype=dtype,
                 matmul_precision=options.matmul_precision,
             )
