@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -255,10 +255,21 @@ def _gpu_if_usable(options: DeviceOptions, quantized: bool) -> tuple[Ops, str] |
         return None
     try:
         check_device("cuda", options)
-        return _gpu("cuda", options, quantized), "a usable GPU was found"
+        ops = _gpu("cuda", options, quantized)
     except (DeviceError, MissingDependencyError) as error:
         log.info("device 'auto': no GPU is used: %s", error)
         return None
+    _warn_of_untried_kernels()
+    return ops, "a usable GPU was found"
+
+
+@cache
+def _warn_of_untried_kernels() -> None:
+    """Once in a process: compression makes Ops again and again."""
+    log.warning(
+        "device 'auto' took a GPU, whose kernels have run on the emulator only, never on hardware: "
+        "device='cpu' does without them, device='cuda' without this warning"
+    )
 
 
 def _gpu(device: str, options: DeviceOptions, quantized: bool) -> Ops:
