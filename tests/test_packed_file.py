@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -112,6 +113,29 @@ def test_where_nothing_can_be_written_the_weights_are_packed_all_the_same(
     assert found == expected
     assert "were not kept" in caplog.text
     assert blocked.read_text() == "a file where the folder should be"
+
+
+def test_other_users_may_read_the_file_as_the_umask_says(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    for umask in (0o022, 0o077):
+        before = os.umask(umask)
+        try:
+            results("float32", None, opener(tmp_path / f"{umask}", model_folder, "float32"))
+        finally:
+            os.umask(before)
+        (file,) = (tmp_path / f"{umask}").iterdir()
+        assert file.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_a_link_to_nothing_in_the_model_folder_is_passed_over(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    packed = opener(tmp_path / "packed", model_folder, "float32")
+    path = packed("avx2").path
+    (model_folder / "gone.json").symlink_to(model_folder / "nothing.json")
+    (model_folder / "loop.json").symlink_to(model_folder / "loop.json")
+    assert packed("avx2").path == path
 
 
 def test_two_layers_of_one_name_are_refused(tmp_path: Path, model_folder: Path) -> None:

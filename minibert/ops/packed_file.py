@@ -18,7 +18,6 @@ import json
 import mmap
 import os
 import struct
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,22 +80,20 @@ class PackedFile:
         self._added = {}
         header = json.dumps({"key": self.key, "bytes": end, "entries": entries}).encode()
         begin = _data_begin(len(header))
+        partial = self.path.with_name(f".{self.path.name}.{os.urandom(4).hex()}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                dir=self.path.parent, prefix=f".{self.path.name}.", delete=False
-            ) as file:
-                try:
+            try:
+                with partial.open("xb") as file:  # not tempfile, whose files others cannot read
                     file.write(_MAGIC + struct.pack("<Q", len(header)) + header)
                     for offset, address, size in chunks:
                         file.seek(begin + offset)
                         file.write((ctypes.c_char * size).from_address(address))
-                    file.close()
-                    os.replace(file.name, self.path)
-                except BaseException:
-                    with contextlib.suppress(OSError):
-                        os.unlink(file.name)
-                    raise
+                partial.replace(self.path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    partial.unlink()
+                raise
         except OSError as error:
             log.warning("packed weights were not kept: %s", error)
 
@@ -114,18 +111,12 @@ def open_packed(
         matmul_precision: of the Ops.
     """
     files = sorted({*model_folder.rglob("*.safetensors"), *model_folder.rglob("*.json")})
-    # By both names: links of other names to the same files may be another model.
-    named = [(str(file.relative_to(model_folder)), str(file.resolve())) for file in files]
-    stats = [file.stat() for file in files]
     key = {
         "kernels": _digest(Path(str(native().__file__))),
         "path": path,
         "dtype": dtype,
         "matmul_precision": matmul_precision,
-        "model": [
-            [*names, stat.st_size, stat.st_mtime_ns, stat.st_ino]
-            for names, stat in zip(named, stats, strict=True)
-        ],
+        "model": [known for file in files if (known := _identity(file, model_folder))],
     }
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     packed = PackedFile(folder / f"{digest}.packed", key)
@@ -136,6 +127,17 @@ def open_packed(
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
         log.warning("packed weights in %s are not used: %s", packed.path, error)
     return packed
+
+
+def _identity(file: Path, model_folder: Path) -> list[Any] | None:
+    """What tells a file from others; None where it cannot be read, and is in no loaded model."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return None
+    # Both names: the same files, linked under other ones, may be another model.
+    names = str(file.relative_to(model_folder)), str(file.resolve())
+    return [*names, stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
 
 def _map(packed: PackedFile) -> None:
