@@ -149,12 +149,12 @@ def apply_steps(ops: Ops, hidden_states: Array, batch: Any, steps: Sequence[Prep
     Returns:
         (num_seqs, dimension).
     """
-    rows = hidden_states  # (T, d)
+    rows = hidden_states  # (num_tokens, hidden_size)
     for prepared in steps:
         step = prepared.step
         if isinstance(step, Pooling):
             pooled = [ops.pool(hidden_states, batch, mode) for mode in step.modes]
-            rows = ops.concatenate(pooled)  # (num_seqs, d * len(modes))
+            rows = ops.concatenate(pooled)  # (num_seqs, hidden_size * len(modes))
         elif isinstance(step, Dense):
             residual = None
             if step.use_residual:

@@ -142,7 +142,7 @@ class CpuOps:
     ) -> Any:
         """See `Ops.prepare_linear`: packed into panels of the path."""
         values = np.ascontiguousarray(weight, np.float32)
-        offsets = None if bias is None else np.ascontiguousarray(bias, np.float32)
+        bias = None if bias is None else np.ascontiguousarray(bias, np.float32)
         out_features, in_features = values.shape
         chosen = self.format
         if dtype is not None:
@@ -155,7 +155,7 @@ class CpuOps:
         shape = (out_features, in_features)
         found = self.packed.find(name, chosen, shape) if self.packed else None
         source = values.ctypes.data if found is None else found
-        bias_at = 0 if offsets is None else offsets.ctypes.data
+        bias_at = 0 if bias is None else bias.ctypes.data
         layer = (self.path.index, chosen, source, out_features, in_features, bias_at)
         background = self.background
         try:
@@ -180,10 +180,10 @@ class CpuOps:
         self, weight: NDArray[Any], bias: NDArray[Any] | None, *, eps: float
     ) -> Any:
         """See `Ops.prepare_layer_norm`."""
-        scale = np.array(weight, np.float32)
-        offset = None if bias is None else np.array(bias, np.float32)
-        address = 0 if offset is None else offset.ctypes.data
-        return CpuLayerNorm(scale, offset, (scale.ctypes.data, address, eps))
+        weight = np.array(weight, np.float32)
+        bias = None if bias is None else np.array(bias, np.float32)
+        address = 0 if bias is None else bias.ctypes.data
+        return CpuLayerNorm(weight, bias, (weight.ctypes.data, address, eps))
 
     def prepare_embedding(self, weight: NDArray[Any]) -> Any:
         """See `Ops.prepare_embedding`: float32 stays where it is, in the mapped file."""
