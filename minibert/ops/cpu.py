@@ -32,7 +32,13 @@ from minibert.ops.cpu_program import (
     raise_outside,
 )
 from minibert.ops.cpu_stream import CpuArray, StreamPool, StreamState
-from minibert.ops.interface import SPARSITIES, Activation, ForwardShape, PoolMode
+from minibert.ops.interface import (
+    SPARSITIES,
+    Activation,
+    ForwardShape,
+    PoolMode,
+    check_matmul_precision,
+)
 
 if TYPE_CHECKING:
     from minibert.kernels.cpu.background import Background
@@ -42,7 +48,6 @@ __all__ = ["CpuArray", "CpuOps", "available", "is_built"]
 
 FloatArray = NDArray[np.float32]
 DTYPES = ("float32", "bfloat16", "float16", "int8")
-MATMUL_PRECISIONS = ("highest", "high", "medium")
 _BLOCK_FORMAT = "float32-block"
 
 
@@ -82,11 +87,7 @@ class CpuOps:
         """
         if dtype not in DTYPES:
             raise DeviceOptionError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-        if matmul_precision not in MATMUL_PRECISIONS:
-            raise DeviceOptionError(
-                f"matmul_precision must be one of {', '.join(MATMUL_PRECISIONS)}, "
-                f"got {matmul_precision!r}"
-            )
+        check_matmul_precision(matmul_precision)
         if threads is not None and threads < 1:
             raise DeviceOptionError(f"threads must be at least 1, got {threads}")
         self.path = choose_path(isa)

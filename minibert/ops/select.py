@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minibert import log
 from minibert.errors import DeviceError, DeviceOptionError, MissingDependencyError
-from minibert.ops.interface import Ops
+from minibert.ops.interface import Ops, check_matmul_precision
 
 if TYPE_CHECKING:
     from minibert.kernels.cpu.background import Background
     from minibert.ops.reference import ReferenceOps
 
 DEVICES = ("auto", "cpu", "numpy", "cuda", "cuda:<number>", "emulator", "emulator:<capability>")
-MATMUL_PRECISIONS = ("highest", "high", "medium")
 
 _DEVICE = re.compile(r"auto|cpu|numpy|(cuda|emulator)(:\d+)?")
 
@@ -155,10 +154,7 @@ def check_device(device: str, options: DeviceOptions) -> None:
         DeviceOptionError: as `make_ops`.
     """
     precision, threads = options.matmul_precision, options.threads
-    if precision not in MATMUL_PRECISIONS:
-        raise DeviceOptionError(
-            f"matmul_precision must be one of {', '.join(MATMUL_PRECISIONS)}, got {precision!r}"
-        )
+    check_matmul_precision(precision)
     if threads is not None and (
         isinstance(threads, bool) or not isinstance(threads, int) or threads < 1
     ):
