@@ -21,12 +21,12 @@ import numpy as np
 
 import minibert
 from benchmarks.calibration_engine import engine_table, measure_engine
+from benchmarks.simulated import SimulatedOps
 from minibert.compress.run import TextRun
 from minibert.compress.texts import split_texts
 from minibert.fidelity import Fidelity, compare
 from minibert.loading import load_model
 from minibert.ops.recording import LinearEvent, StatisticsObserver
-from minibert.ops.simulated import SimulatedOps
 from minibert.weights.calibrate import METHODS, activation_range
 from minibert.weights.quantize import quantize_activations
 

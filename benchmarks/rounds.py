@@ -130,9 +130,9 @@ def percentile(values: Sequence[float], percent: float) -> float:
 def cosines(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
     """Cosine of each pair of rows, (num_texts,); not a number where a vector is not finite."""
     a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(np.einsum("ij,ij->i", a, b) / lengths)
+        return np.asarray(np.einsum("ij,ij->i", a, b) / norms)
 
 
 class Meter:

@@ -82,15 +82,12 @@ def assemble(opened: OpenedModel, wishes: Wishes, background: Background | None)
         raise InputError(
             f"float_layers must be of {known[0]} to {known[-1]}, got {', '.join(unknown)}"
         )
-    folder = opened.weights.files[0].parent
     devices, reason = make_devices(
         wishes.device,
         wishes.devices,
         wishes.options,
         quantized=opened.weights.quantized,
-        files=sorted({*folder.rglob("*.safetensors"), *folder.rglob("*.json")})
-        if wishes.options.packed_weights
-        else (),
+        model_folder=opened.folder,
         background=background,
     )
     try:
@@ -99,7 +96,9 @@ def assemble(opened: OpenedModel, wishes: Wishes, background: Background | None)
         loaded = add_tokenizer(opened, wishes.max_length)
         if background is not None and not background.wait():
             load_encoder(opened.encoder_folder, opened.config)  # says which weights, and how many
-            raise WeightsError(f"{folder} must hold finite weights, it changes while it is read")
+            raise WeightsError(
+                f"{opened.encoder_folder} must hold finite weights, it changes while it is read"
+            )
         runner = make_runner(
             models,
             loaded,

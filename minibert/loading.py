@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -192,8 +191,3 @@ def parse_memory(value: int | str | None) -> int | None:
     if isinstance(value, bool) or size < 1:
         raise InputError(f"memory_limit must be bytes or a size such as '512MB', got {value!r}")
     return size
-
-
-def file_bytes(model: LoadedModel) -> int:
-    """Size of the weight files, in bytes."""
-    return sum(os.stat(path).st_size for path in model.weights.files)

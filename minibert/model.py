@@ -1,7 +1,7 @@
 """The forward pass of a BERT-family encoder, written once against `Ops`.
 
-Bottom-up pure functions; each line that changes a shape ends in it. T stands for num_tokens (all
-texts of the batch, packed), d for hidden_size, h for the heads of a layer, k for head_dim.
+Bottom-up pure functions; each line that changes a shape ends in it. num_tokens are those of all
+texts of the batch, packed; num_heads and intermediate_size are the layer's own.
 
 Devlin et al., "BERT", 2018 (arXiv 1810.04805); Vaswani et al., 2017 (arXiv 1706.03762).
 """
@@ -125,9 +125,13 @@ def widen_heads(layer: LayerWeights, head_dim: int) -> LayerWeights:
 
 def embed(ops: Ops, batch: Any, parameters: EncoderParameters) -> Array:
     """Token, position and type embeddings, summed and normalised, projected if narrower."""
-    hidden_states = ops.embed(batch, parameters.tables, parameters.embedding_norm)  # (T, e)
+    hidden_states = ops.embed(
+        batch, parameters.tables, parameters.embedding_norm
+    )  # (num_tokens, embedding_size)
     if parameters.projection is not None:
-        hidden_states = ops.linear(hidden_states, parameters.projection)  # (T, d)
+        hidden_states = ops.linear(
+            hidden_states, parameters.projection
+        )  # (num_tokens, hidden_size)
     return hidden_states
 
 
@@ -140,25 +144,29 @@ def attention(
     softmax_scale: float,
 ) -> Array:
     """Self-attention within each text, output projection, residual, layer_norm."""
-    qkv = ops.linear(hidden_states, layer.qkv)  # (T, 3 * h * k)
+    qkv = ops.linear(hidden_states, layer.qkv)  # (num_tokens, 3 * num_heads * head_dim)
     context = ops.attention(
         qkv,
         batch,
         num_heads=layer.num_heads,
         head_dim=head_dim,
         softmax_scale=softmax_scale,
-    )  # (T, h * k)
-    summed = ops.linear(context, layer.attention_output, residual=hidden_states)  # (T, d)
-    return ops.layer_norm(summed, layer.attention_norm)  # (T, d)
+    )  # (num_tokens, num_heads * head_dim)
+    summed = ops.linear(
+        context, layer.attention_output, residual=hidden_states
+    )  # (num_tokens, hidden_size)
+    return ops.layer_norm(summed, layer.attention_norm)
 
 
 def feed_forward(
     ops: Ops, hidden_states: Array, layer: LayerParameters, config: EncoderConfig
 ) -> Array:
     """Two linear layers around the activation, residual, layer_norm."""
-    wide = ops.linear(hidden_states, layer.intermediate, activation=config.hidden_act)  # (T, f)
-    summed = ops.linear(wide, layer.output, residual=hidden_states)  # (T, d)
-    return ops.layer_norm(summed, layer.output_norm)  # (T, d)
+    wide = ops.linear(
+        hidden_states, layer.intermediate, activation=config.hidden_act
+    )  # (num_tokens, intermediate_size)
+    summed = ops.linear(wide, layer.output, residual=hidden_states)  # (num_tokens, hidden_size)
+    return ops.layer_norm(summed, layer.output_norm)
 
 
 def encoder_layer(
@@ -171,8 +179,8 @@ def encoder_layer(
 ) -> Array:
     """One transformer layer, post-norm."""
     softmax_scale = config.head_dim**-0.5  # of the checkpoint's heads, without the zeros
-    hidden_states = attention(ops, hidden_states, batch, layer, head_dim, softmax_scale)  # (T, d)
-    return feed_forward(ops, hidden_states, layer, config)  # (T, d)
+    hidden_states = attention(ops, hidden_states, batch, layer, head_dim, softmax_scale)
+    return feed_forward(ops, hidden_states, layer, config)
 
 
 def encode(ops: Ops, batch: Any, parameters: EncoderParameters, config: EncoderConfig) -> Array:
@@ -187,11 +195,9 @@ def encode(ops: Ops, batch: Any, parameters: EncoderParameters, config: EncoderC
     Returns:
         last_hidden_state (num_tokens, hidden_size), packed like the batch.
     """
-    hidden_states = embed(ops, batch, parameters)  # (T, d)
+    hidden_states = embed(ops, batch, parameters)  # (num_tokens, hidden_size)
     for layer in parameters.layers:
-        hidden_states = encoder_layer(
-            ops, hidden_states, batch, layer, parameters.head_dim, config
-        )  # (T, d)
+        hidden_states = encoder_layer(ops, hidden_states, batch, layer, parameters.head_dim, config)
     return hidden_states
 
 

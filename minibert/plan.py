@@ -55,16 +55,16 @@ def plan_batches(
     ):
         if value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
-    lengths = np.asarray(seqlens, np.int64)
-    if lengths.size == 1:  # the usual request needs no order
+    unordered = np.asarray(seqlens, np.int64)
+    if unordered.size == 1:  # the usual request needs no order
         return [np.zeros(1, np.int32)]
-    order = np.argsort(-lengths, kind="stable").astype(np.int32)
-    ordered: list[int] = lengths[order].tolist()
+    order = np.argsort(-unordered, kind="stable").astype(np.int32)
+    ordered: list[int] = unordered[order].tolist()
     total = sum(ordered)
     fewest = _fewest_tokens(total, max_batch_tokens, num_streams)
     batches = _cut(order, ordered, max_batch_tokens, fewest, batch_size, num_streams)
     if total <= max_batch_tokens and 1 < len(batches) and len(order) <= (batch_size or len(order)):
-        largest = max(int(lengths[batch].sum()) for batch in batches)
+        largest = max(int(unordered[batch].sum()) for batch in batches)
         if total < _TEAM_EFFICIENCY * num_streams * largest:
             return [order]
     return batches
@@ -81,24 +81,24 @@ def _fewest_tokens(total: int, max_batch_tokens: int, num_streams: int) -> int:
 
 def _cut(
     order: NDArray[np.int32],
-    lengths: list[int],
+    seqlens: list[int],
     max_batch_tokens: int,
     fewest: int,
     batch_size: int | None,
     num_streams: int,
 ) -> list[NDArray[np.int32]]:
     batches: list[NDArray[np.int32]] = []
-    left = sum(lengths)
+    left = sum(seqlens)
     begin = tokens = limit = 0
-    for i, length in enumerate(lengths):
-        if i == begin or tokens + length > limit or i - begin == batch_size:
+    for i, seqlen in enumerate(seqlens):
+        if i == begin or tokens + seqlen > limit or i - begin == batch_size:
             if i > begin:
                 batches.append(order[begin:i])
             begin, tokens = i, 0
             # Half of an even share: the other half makes up for streams that run late.
             limit = min(max_batch_tokens, max(fewest, -(-left // (2 * num_streams))))
-        tokens += length
-        left -= length
+        tokens += seqlen
+        left -= seqlen
     if begin < order.size:
         batches.append(order[begin:])
     return batches

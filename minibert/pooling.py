@@ -6,7 +6,7 @@ sentence-transformers' formats. A step that this engine does not know is refused
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
@@ -16,6 +16,9 @@ from minibert.errors import ConfigError, WeightsError
 from minibert.ops.interface import Activation, Array, Ops, PoolMode
 from minibert.weights.checkpoint import LinearWeights, require_finite
 from minibert.weights.tensors import FLOAT_DTYPES, open_tensors, to_float32
+
+MODULE_NAMES = frozenset({"module_input_name", "module_output_name"})
+"""Keys of what a module reads and writes."""
 
 POOL_MODES: tuple[PoolMode, ...] = get_args(PoolMode)
 
@@ -65,9 +68,7 @@ class Pooling:
             "include_prompt",
             *_OLD_KEYS,
         }
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ConfigError(f"{source}: keys must be among {sorted(known)}, got {unknown}")
+        refuse_unknown(source, values, known)
         for key in ("word_embedding_dimension", "embedding_dimension"):
             if key in values and values[key] != hidden_size:
                 raise ConfigError(
@@ -149,12 +150,12 @@ def apply_steps(ops: Ops, hidden_states: Array, batch: Any, steps: Sequence[Prep
     Returns:
         (num_seqs, dimension).
     """
-    rows = hidden_states  # (T, d)
+    rows = hidden_states  # (num_tokens, hidden_size)
     for prepared in steps:
         step = prepared.step
         if isinstance(step, Pooling):
             pooled = [ops.pool(hidden_states, batch, mode) for mode in step.modes]
-            rows = ops.concatenate(pooled)  # (num_seqs, d * len(modes))
+            rows = ops.concatenate(pooled)  # (num_seqs, hidden_size * len(modes))
         elif isinstance(step, Dense):
             residual = None
             if step.use_residual:
@@ -186,6 +187,20 @@ def output_dimension(steps: Sequence[Step], hidden_size: int) -> int:
     return width
 
 
+def refuse_unknown(source: str, values: Mapping[str, Any], known: Set[str]) -> None:
+    """Raise ConfigError where a file of settings has keys that nobody reads."""
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ConfigError(f"{source}: keys must be among {sorted(known)}, got {unknown}")
+
+
+def check_module_names(source: str, values: Mapping[str, Any]) -> None:
+    """Raise ConfigError where a module reads or writes something else than the embedding."""
+    for key in sorted(MODULE_NAMES):
+        if values.get(key) not in (None, "sentence_embedding"):
+            raise ConfigError(f"{source}: {key} must be sentence_embedding, got {values[key]!r}")
+
+
 def load_dense(folder: Path, width: int) -> Dense:
     """Read a Dense module's folder.
 
@@ -199,21 +214,9 @@ def load_dense(folder: Path, width: int) -> Dense:
     """
     source = str(folder / "config.json")
     values = read_json(folder / "config.json")
-    known = {
-        "in_features",
-        "out_features",
-        "bias",
-        "activation_function",
-        "module_input_name",
-        "module_output_name",
-        "use_residual",
-    }
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise ConfigError(f"{source}: keys must be among {sorted(known)}, got {unknown}")
-    for key in ("module_input_name", "module_output_name"):
-        if values.get(key) not in (None, "sentence_embedding"):
-            raise ConfigError(f"{source}: {key} must be sentence_embedding, got {values[key]!r}")
+    known = {"in_features", "out_features", "bias", "activation_function", "use_residual"}
+    refuse_unknown(source, values, known | MODULE_NAMES)
+    check_module_names(source, values)
     if values.get("in_features") != width:
         raise ConfigError(
             f"{source}: in_features must be {width}, got {values.get('in_features')!r}"

@@ -11,6 +11,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -46,6 +47,19 @@ class DeviceModel(NamedTuple):
     ops: Ops
     parameters: model.EncoderParameters
     steps: tuple[PreparedStep, ...]
+
+    def scratch_bytes(
+        self, config: EncoderConfig, num_tokens: int, max_seqlen: int, num_seqs: int
+    ) -> int:
+        """Upper bound of one batch's scratch memory, in bytes."""
+        shape = model.forward_shape(
+            config,
+            self.parameters,
+            num_tokens=num_tokens,
+            max_seqlen=max_seqlen,
+            num_seqs=num_seqs,
+        )
+        return self.ops.scratch_bytes(shape)
 
 
 class _Call(NamedTuple):
@@ -168,15 +182,8 @@ class Runner:
         return len(self.models) * self.budget.num_streams
 
     def scratch_bytes(self, num_tokens: int, max_seqlen: int, num_seqs: int) -> int:
-        """Upper bound of one batch's scratch memory, in bytes."""
-        shape = model.forward_shape(
-            self.config,
-            self.models[0].parameters,
-            num_tokens=num_tokens,
-            max_seqlen=max_seqlen,
-            num_seqs=num_seqs,
-        )
-        return self.ops.scratch_bytes(shape)
+        """See `DeviceModel.scratch_bytes`: the same on every device."""
+        return self.models[0].scratch_bytes(self.config, num_tokens, max_seqlen, num_seqs)
 
     def memory_bound(
         self,
@@ -361,17 +368,9 @@ def make_runner(
     Raises:
         MemoryLimitError: not even one token fits.
     """
-    config = loaded.config
-    ops, parameters = models[0].ops, models[0].parameters
-
-    def scratch_bytes(num_tokens: int, max_seqlen: int, num_seqs: int) -> int:
-        shape = model.forward_shape(
-            config, parameters, num_tokens=num_tokens, max_seqlen=max_seqlen, num_seqs=num_seqs
-        )
-        return ops.scratch_bytes(shape)
-
+    config, ops = loaded.config, models[0].ops
     budget = make_budget(
-        scratch_bytes,
+        partial(models[0].scratch_bytes, config),
         max_batch_tokens=max_batch_tokens or ops.preferred_batch_tokens,
         max_length=loaded.max_length,
         num_streams=ops.num_streams,

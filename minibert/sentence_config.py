@@ -14,7 +14,15 @@ from typing import Any
 
 from minibert.config import read_json
 from minibert.errors import ConfigError
-from minibert.pooling import Normalize, Pooling, Step, load_dense
+from minibert.pooling import (
+    MODULE_NAMES,
+    Normalize,
+    Pooling,
+    Step,
+    check_module_names,
+    load_dense,
+    refuse_unknown,
+)
 from minibert.similarity import SIMILARITIES
 
 _TRANSFORMER_CONFIGS = tuple(
@@ -154,11 +162,8 @@ def _check_normalize(where: Path | None) -> None:
     if path is None or not path.exists():
         return
     values = read_json(path)
-    names = ("module_input_name", "module_output_name")
-    _refuse_unknown(path, values, set(names))
-    for key in names:
-        if values.get(key) not in (None, "sentence_embedding"):
-            raise ConfigError(f"{path}: {key} must be sentence_embedding, got {values[key]!r}")
+    refuse_unknown(str(path), values, MODULE_NAMES)
+    check_module_names(str(path), values)
 
 
 def read_sentence_config(folder: Path, encoder_folder: Path) -> SentenceConfig:
@@ -181,7 +186,7 @@ def read_sentence_config(folder: Path, encoder_folder: Path) -> SentenceConfig:
         "truncate_dim",
         "model_type",
     }
-    _refuse_unknown(outer, values, known)
+    refuse_unknown(str(outer), values, known)
     model_type = values.get("model_type", "SentenceTransformer")
     if model_type != "SentenceTransformer":
         raise ConfigError(f"{outer}: model_type must be SentenceTransformer, got {model_type!r}")
@@ -224,7 +229,7 @@ def _read_transformer_config(folder: Path) -> tuple[int | None, bool]:
         "unpad_inputs",  # how they compute, not what: everything is unpadded here
         *_MUST_BE_EMPTY,
     }
-    _refuse_unknown(path, values, known)
+    refuse_unknown(str(path), values, known)
     for key in _MUST_BE_EMPTY:
         if values.get(key):
             raise ConfigError(f"{path}: {key} must be empty, got {values[key]!r}")
@@ -251,9 +256,3 @@ def _length(path: Path, key: str, value: object) -> int | None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigError(f"{path}: {key} must be a number of at least 1, got {value!r}")
     return value
-
-
-def _refuse_unknown(path: Path, values: Mapping[str, Any], known: set[str]) -> None:
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise ConfigError(f"{path}: keys must be among {sorted(known)}, got {unknown}")

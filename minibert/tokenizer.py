@@ -215,9 +215,9 @@ class Tokenizer:
         first, second = self.backend.encode_batch(list(pair), add_special_tokens=False)
         room = max_length - self.num_special_tokens(pair=True)
         shares = _shares([len(first), len(second)], room)
-        for encoding, length in zip((first, second), shares, strict=True):
-            if length < len(encoding):
-                encoding.truncate(length, direction=side)
+        for encoding, share in zip((first, second), shares, strict=True):
+            if share < len(encoding):
+                encoding.truncate(share, direction=side)
         return self.backend.post_process(first, second)
 
 
@@ -253,17 +253,17 @@ def _chunks(texts: Sequence[Text]) -> Iterator[tuple[int, int]]:
         yield begin, len(texts)
 
 
-def _shares(lengths: list[int], room: int) -> list[int]:
+def _shares(seqlens: list[int], room: int) -> list[int]:
     """Tokens that each part of a pair keeps: the longer part gives way first."""
-    if sum(lengths) <= room:
-        return lengths
-    short = min(lengths)
+    if sum(seqlens) <= room:
+        return seqlens
+    short = min(seqlens)
     if short > room // 2:
         # Both are longer than half of the room. The odd token goes to the part that is longer
         # (to the second where they are alike), as in `tokenizers`.
         shares = [room // 2, room - room // 2]
-        return shares if lengths[0] <= lengths[1] else shares[::-1]
-    return [short, room - short] if lengths[0] <= lengths[1] else [room - short, short]
+        return shares if seqlens[0] <= seqlens[1] else shares[::-1]
+    return [short, room - short] if seqlens[0] <= seqlens[1] else [room - short, short]
 
 
 def _check_config(path: Path, config: dict[str, Any]) -> None:

@@ -12,14 +12,14 @@ from minibert.ops.cuda_batch import bucket_shape, exact_shape, pad_batch, stage
 seqlens = st.lists(st.integers(1, 200), min_size=1, max_size=40)
 
 
-def batch_of(lengths: list[int]) -> Batch:
+def batch_of(seqlens: list[int]) -> Batch:
     rng = np.random.default_rng(0)
-    return pack([rng.integers(1, 99, n).astype(np.int32) for n in lengths])
+    return pack([rng.integers(1, 99, n).astype(np.int32) for n in seqlens])
 
 
 @given(seqlens, st.sampled_from([32, 64]))
-def test_a_bucket_holds_the_batch_and_its_fillers(lengths: list[int], block_m: int) -> None:
-    batch = batch_of(lengths)
+def test_a_bucket_holds_the_batch_and_its_fillers(seqlens: list[int], block_m: int) -> None:
+    batch = batch_of(seqlens)
     shape = bucket_shape(batch, block_m)
     assert batch.num_tokens <= shape.num_tokens <= batch.num_tokens * 9 // 8 + 16
     padded, cu_seqlens = pad_batch(batch, shape)
@@ -33,8 +33,8 @@ def test_a_bucket_holds_the_batch_and_its_fillers(lengths: list[int], block_m: i
 
 
 @given(seqlens)
-def test_staging_places_depend_on_sizes_alone(lengths: list[int]) -> None:
-    batch = batch_of(lengths)
+def test_staging_places_depend_on_sizes_alone(seqlens: list[int]) -> None:
+    batch = batch_of(seqlens)
     shape = exact_shape(batch, 64)
     buffer = np.full(shape.staging_size, -7, np.int32)
     stage(buffer, batch, batch.cu_seqlens, shape, 64)

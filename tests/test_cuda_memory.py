@@ -71,7 +71,7 @@ def test_graphs_give_the_bytes_of_plain_launches(small: Loaded) -> None:
         return hidden, stream.normalize(stream.pool(hidden, uploaded, "mean"))
 
     # Of one bucket: 17 to 32 tokens, one to three texts.
-    batches = [pack(random_texts(lengths)) for lengths in ([20], [9, 10], [30], [25], [8, 8, 9])]
+    batches = [pack(random_texts(seqlens)) for seqlens in ([20], [9, 10], [30], [25], [8, 8, 9])]
     captures = []
     for batch in batches:
         expected = encode(ops, small, batch)

@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from minibert import Engine, model
 from minibert.batch import pack
+from minibert.compress.sparsify import sparsify_model
 from minibert.kernels.cuda.emulated import EmulatedDevice
 from minibert.loading import load_model
 from minibert.ops.cuda import DTYPES, CudaOps, cuda_ops
 from minibert.ops.cuda_weights import quantize_weight
 from minibert.ops.reference import ReferenceOps
+from minibert.weights.sparsity import SparsityOptions
 from tests.conftest import TinyModel
 from tests.plain_ops import (
     SHAPE,
@@ -28,6 +30,7 @@ from tests.plain_ops import (
     random_texts,
     rounded,
 )
+from tests.texts import texts as corpus
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +74,16 @@ def test_a_text_has_the_same_bytes_alone_and_in_every_order(small: Loaded, dtype
     alone = encode(ops, small, pack([texts[2]]))
     assert np.array_equal(alone[1][0], together[1][2])
     assert np.array_equal(alone[0], together[0][43:60])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_a_block_sparse_model_runs_on_the_dense_kernels(
+    tiny: TinyModel, tmp_path: Path, dtype: str
+) -> None:
+    options = SparsityOptions("block")
+    sparsify_model(tiny("bert", **SHAPE), tmp_path / "sparse", options, texts=corpus())
+    batch = pack(random_texts([9, 1, 30]))
+    assert_as_good_as_plain(load(tmp_path / "sparse"), batch, dtype, cuda_ops("emulator", dtype))
 
 
 def test_float_layers_are_not_quantized(small: Loaded) -> None:

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from minibert import Engine
 from minibert.errors import DeviceError, DeviceMemoryError, EngineClosedError, InputError
 from minibert.kernels.cuda import device as devices
+from minibert.ops import select
 from minibert.ops.cuda import CudaOps
 from minibert.slots import Slots
 from tests.conftest import TinyModel
@@ -195,6 +197,20 @@ def test_two_gpus_launch_on_their_own_memory(
         for _ in range(4):
             assert np.array_equal(both.encode(TEXTS, batch_size=2), expected)
     assert set(launched) == {0, 1}
+
+
+def test_auto_warns_once_that_no_gpu_has_run_its_kernels(
+    tiny: TinyModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cupy = FakeCupy()
+    cupy.__spec__ = ModuleSpec("cupy", None, origin="fake_cupy.py")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(devices, "choose_code", lambda *_: ("ptx", "sm_80"))
+    select._warn_of_untried_kernels.cache_clear()
+    for device, warnings in (("cuda", 0), ("cpu", 0), ("auto", 1), ("auto", 1)):
+        with load(tiny("bert", **SHAPE), device=device) as engine:
+            assert engine.explain().count("a usable GPU was found") == (device == "auto")
+        assert caplog.text.count("never on hardware: device='cpu' does without") == warnings
 
 
 def test_slots_prefer_the_idlest_device_and_the_first_of_equals() -> None:

@@ -335,8 +335,8 @@ def _their_model(bench: Bench, shape: Shape) -> tuple[str, Callable[[list[int]],
 
     def contender(seqlens: list[int]) -> Contender:
         ids = torch.ones((len(seqlens), max(seqlens)), dtype=torch.int64)
-        lengths = torch.tensor(seqlens)[:, None]
-        mask = (torch.arange(max(seqlens))[None] < lengths).to(torch.int64)
+        ends = torch.tensor(seqlens)[:, None]
+        mask = (torch.arange(max(seqlens))[None] < ends).to(torch.int64)
 
         def work() -> None:
             with torch.inference_mode():

@@ -119,5 +119,5 @@ def ragged(count: int, mean: float, most: int, seed: int = 0) -> list[int]:
     """Lengths as texts have them: log-normal with a spread of three quarters of the mean."""
     rng = np.random.default_rng(seed)
     sigma = np.sqrt(np.log(1 + 0.75**2))
-    lengths = rng.lognormal(np.log(mean) - sigma**2 / 2, sigma, count)
-    return sorted(np.clip(np.rint(lengths), 3, most).astype(int).tolist(), reverse=True)
+    seqlens = rng.lognormal(np.log(mean) - sigma**2 / 2, sigma, count)
+    return sorted(np.clip(np.rint(seqlens), 3, most).astype(int).tolist(), reverse=True)

@@ -54,7 +54,6 @@ def _all(target: Target) -> Iterator[Launch]:
             yield from _linear(target, dtype, activation, (32,), quantized=False)
         if launch.has_sparse_gemm(target, dtype):
             yield from _sparse(target, dtype)
-        yield launch.softmax(target, dtype, num_rows=64, num_columns=128)
         yield launch.normalize(target, dtype, num_rows=4)
         for mode in launch.POOL_MODES:
             yield launch.pool(target, dtype, mode, num_seqs=4, hidden_size=384)

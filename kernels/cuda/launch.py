@@ -56,7 +56,6 @@ __all__ = [
     "pool",
     "quantize_rows",
     "quantize_rows_fixed",
-    "softmax",
     "sparse_tiles",
     "target_for",
 ]
@@ -114,14 +113,6 @@ def quantize_rows_fixed(target: Target, dtype: str, *, num_tokens: int) -> Launc
     """Launch of quantize_rows_fixed.cu."""
     kernel = f"quantize_rows_fixed_kernel<{element_type(target, dtype)}>"
     return Launch("quantize_rows_fixed.cu", kernel, _row_grid(num_tokens), 128)
-
-
-def softmax(target: Target, dtype: str, *, num_rows: int, num_columns: int) -> Launch:
-    """Launch of softmax.cu."""
-    if num_columns % 4:
-        raise InputError(f"num_columns must be a multiple of 4, got {num_columns}")
-    kernel = f"softmax_kernel<{element_type(target, dtype)}>"
-    return Launch("softmax.cu", kernel, _row_grid(num_rows), 128)
 
 
 def pool(target: Target, dtype: str, mode: str, *, num_seqs: int, hidden_size: int) -> Launch:

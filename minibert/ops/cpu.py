@@ -33,7 +33,13 @@ from minibert.ops.cpu_program import (
     raise_outside,
 )
 from minibert.ops.cpu_stream import CpuArray, StreamPool, StreamState
-from minibert.ops.interface import Activation, ForwardShape, PoolMode
+from minibert.ops.interface import (
+    SPARSITIES,
+    Activation,
+    ForwardShape,
+    PoolMode,
+    check_matmul_precision,
+)
 
 if TYPE_CHECKING:
     from minibert.kernels.cpu.background import Background
@@ -43,8 +49,6 @@ __all__ = ["CpuArray", "CpuOps", "available", "is_built"]
 
 FloatArray = NDArray[np.float32]
 DTYPES = ("float32", "bfloat16", "float16", "int8")
-MATMUL_PRECISIONS = ("highest", "high", "medium")
-SPARSITIES = (None, "2:4", "block")
 _BLOCK_FORMAT = "float32-block"
 _LOOKED_AT = (_BLOCK_FORMAT, "float16")  # the values decide its size; whether it can hold them
 
@@ -85,11 +89,7 @@ class CpuOps:
         """
         if dtype not in DTYPES:
             raise DeviceOptionError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-        if matmul_precision not in MATMUL_PRECISIONS:
-            raise DeviceOptionError(
-                f"matmul_precision must be one of {', '.join(MATMUL_PRECISIONS)}, "
-                f"got {matmul_precision!r}"
-            )
+        check_matmul_precision(matmul_precision)
         if threads is not None and threads < 1:
             raise DeviceOptionError(f"threads must be at least 1, got {threads}")
         self.path = choose_path(isa)
@@ -146,10 +146,10 @@ class CpuOps:
     ) -> Any:
         """See `Ops.prepare_linear`: packed into panels of the path."""
         values = np.ascontiguousarray(weight, np.float32)
-        offsets = None if bias is None else np.ascontiguousarray(bias, np.float32)
+        bias = None if bias is None else np.ascontiguousarray(bias, np.float32)
         out_features, in_features = values.shape
-        if offsets is not None and offsets.shape != (out_features,):
-            raise InputError(f"bias of {name} must be ({out_features},), got {offsets.shape}")
+        if bias is not None and bias.shape != (out_features,):
+            raise InputError(f"bias of {name} must be ({out_features},), got {bias.shape}")
         chosen = self.format
         if dtype is not None:
             chosen = linear_format(dtype, self.matmul_precision, self.path.formats)
@@ -166,7 +166,7 @@ class CpuOps:
         if chosen == "float16" and found is None:
             check_float16(values, name)
         source = values.ctypes.data if found is None else found
-        bias_at = 0 if offsets is None else offsets.ctypes.data
+        bias_at = 0 if bias is None else bias.ctypes.data
         layer = (self.path.index, chosen, source, out_features, in_features, bias_at)
         try:
             if found is not None:
@@ -188,13 +188,13 @@ class CpuOps:
         self, weight: NDArray[Any], bias: NDArray[Any] | None, *, eps: float
     ) -> Any:
         """See `Ops.prepare_layer_norm`."""
-        scale = np.array(weight, np.float32)
-        offset = None if bias is None else np.array(bias, np.float32)
-        if scale.ndim != 1 or (offset is not None and offset.shape != scale.shape):
-            shapes = scale.shape, None if offset is None else offset.shape
+        weight = np.array(weight, np.float32)
+        bias = None if bias is None else np.array(bias, np.float32)
+        if weight.ndim != 1 or (bias is not None and bias.shape != weight.shape):
+            shapes = weight.shape, None if bias is None else bias.shape
             raise InputError(f"weight and bias of a norm must be vectors of one size, got {shapes}")
-        address = 0 if offset is None else offset.ctypes.data
-        return CpuLayerNorm(scale, offset, (scale.ctypes.data, address, eps))
+        address = 0 if bias is None else bias.ctypes.data
+        return CpuLayerNorm(weight, bias, (weight.ctypes.data, address, eps))
 
     def prepare_embedding(self, weight: NDArray[Any]) -> Any:
         """See `Ops.prepare_embedding`: float32 stays where it is, in the mapped file."""

@@ -157,10 +157,8 @@ class CudaOperations:
         )
         return out
 
-    def layer_norm(
-        self, hidden: DeviceArray, norm: LayerNorm, *, residual: DeviceArray | None = None
-    ) -> DeviceArray:
-        """See `Ops.layer_norm`; the kernel can add a residual first."""
+    def layer_norm(self, hidden: DeviceArray, norm: LayerNorm) -> DeviceArray:
+        """See `Ops.layer_norm`."""
         hidden = self._converted(_dense(hidden), self._float)
         out = self._new(hidden.num_rows, hidden.num_columns, self._float, hidden.per_seq)
         quantized = self._new_quantized(out) if self.dtype == "int8" else None
@@ -174,7 +172,6 @@ class CudaOperations:
             out.data,
             *_data(quantized),
             hidden.data,
-            _dense(residual).data if residual else None,
             norm.weight,
             norm.bias,
             hidden.num_rows,

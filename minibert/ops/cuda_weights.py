@@ -16,6 +16,7 @@ from minibert.errors import DeviceError
 from minibert.kernels.cuda.device import Device
 from minibert.kernels.cuda.launch import has_sparse_gemm
 from minibert.kernels.cuda.sparse_layout import check_two_of_four, pack_two_of_four
+from minibert.ops.interface import SPARSITIES
 
 __all__ = ["Embedding", "LayerNorm", "Linear", "pad_to", "quantize_weight", "to_dtype"]
 
@@ -136,20 +137,21 @@ def make_linear(
     """Lay out a linear layer; `dtype` is that of activations, and of weights not quantized.
 
     Weights with `sparsity` "2:4" are for the sparse tensor cores where the device has them for
-    this dtype, and dense elsewhere.
+    this dtype. All others are dense: no kernel gains by the zeros of "block".
 
     Raises:
         DeviceError: a value too large for float16, or weights that are not as sparse as claimed.
     """
-    if sparsity not in (None, "2:4"):
-        raise DeviceError(f"sparsity of {name} must be None or 2:4, got {sparsity!r}")
-    if sparsity is not None:
+    if sparsity not in SPARSITIES:
+        raise DeviceError(f"sparsity of {name} must be one of {SPARSITIES}, got {sparsity!r}")
+    two_of_four = sparsity == "2:4"
+    if two_of_four:
         check_two_of_four(weight, name=name)
     out_features, in_features = weight.shape
     stored_out = pad_to(out_features, PADDING)
     stored_in = pad_to(in_features, QUANTIZED_PADDING if quantized else PADDING)
     weight_scale = weight_sum = places = None
-    if sparsity is not None and not quantized and has_sparse_gemm(device.target, dtype):
+    if two_of_four and not quantized and has_sparse_gemm(device.target, dtype):
         whole = _padded_matrix(to_dtype(weight, dtype, name=name), stored_out, stored_in)
         stored, words = pack_two_of_four(whole)
         places = device.to_device(words)

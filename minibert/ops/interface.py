@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibert.batch import Batch
-from minibert.errors import InputError
+from minibert.errors import DeviceOptionError, InputError
 
 Array = Any
 """An array of the device: NumPy, CuPy, or an object private to one Ops."""
@@ -27,6 +27,12 @@ Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"]
 
 TABLE_NAMES = ("input_ids", "position_ids", "token_type_ids")
 """What the tables of `Ops.embed` are looked up by, in their order."""
+
+MATMUL_PRECISIONS = ("highest", "high", "medium")
+"""How exactly float32 is multiplied."""
+
+SPARSITIES = (None, "2:4", "block")
+"""Where the zeros of a weight may be known to be: see `Ops.prepare_linear`."""
 
 PoolMode = Literal["cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
@@ -62,6 +68,15 @@ def outside_error(batch: Batch, table: int, token: int, num_rows: int) -> InputE
         f"{name} must be from 0 to {num_rows - 1}, "
         f"got {getattr(batch, name)[token]} at token {token}"
     )
+
+
+def check_matmul_precision(matmul_precision: str) -> None:
+    """Raise DeviceOptionError for what is none of `MATMUL_PRECISIONS`."""
+    if matmul_precision not in MATMUL_PRECISIONS:
+        raise DeviceOptionError(
+            f"matmul_precision must be one of {', '.join(MATMUL_PRECISIONS)}, "
+            f"got {matmul_precision!r}"
+        )
 
 
 def check_ids(batch: Batch, table_rows: Sequence[int | None]) -> None:

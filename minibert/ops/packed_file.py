@@ -1,7 +1,7 @@
 """Weights as the CPU kernels laid them out, in a file that processes map and share.
 
 A server with several processes holds the packed weights once, in the page cache, and a process that
-starts does not pack. The file belongs to one checkpoint, one build of the kernels, one path and one
+starts does not pack. The file belongs to one model, one build of the kernels, one path and one
 number format; anything else does not find it and writes its own. It is a cache: where it cannot be
 read or written, weights are packed as without it.
 
@@ -18,8 +18,6 @@ import json
 import mmap
 import os
 import struct
-import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,45 +80,43 @@ class PackedFile:
         self._added = {}
         header = json.dumps({"key": self.key, "bytes": end, "entries": entries}).encode()
         begin = _data_begin(len(header))
+        partial = self.path.with_name(f".{self.path.name}.{os.urandom(4).hex()}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                dir=self.path.parent, prefix=f".{self.path.name}.", delete=False
-            ) as file:
-                try:
+            try:
+                with partial.open("xb") as file:  # not tempfile, whose files others cannot read
                     file.write(_MAGIC + struct.pack("<Q", len(header)) + header)
                     for offset, address, size in chunks:
                         file.seek(begin + offset)
                         file.write((ctypes.c_char * size).from_address(address))
-                    file.close()
-                    os.replace(file.name, self.path)
-                except BaseException:
-                    with contextlib.suppress(OSError):
-                        os.unlink(file.name)
-                    raise
+                partial.replace(self.path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    partial.unlink()
+                raise
         except OSError as error:
             log.warning("packed weights were not kept: %s", error)
 
 
 def open_packed(
-    folder: Path, checkpoint: Iterable[Path], path: str, *, dtype: str, matmul_precision: str
+    folder: Path, model_folder: Path, path: str, *, dtype: str, matmul_precision: str
 ) -> PackedFile:
-    """Find the file of a checkpoint, or prepare to write it.
+    """Find the file of a model, or prepare to write it.
 
     Args:
         folder: where packed files are kept; made when the first one is written.
-        checkpoint: the files that the weights come from, config.json among them.
+        model_folder: all of it: the encoder and what follows it may lie in folders of their own.
         path: name of the instruction-set path.
         dtype: of the Ops.
         matmul_precision: of the Ops.
     """
-    stats = [(str(file.resolve()), file.stat()) for file in checkpoint]
+    files = sorted({*model_folder.rglob("*.safetensors"), *model_folder.rglob("*.json")})
     key = {
         "kernels": _digest(Path(str(native().__file__))),
         "path": path,
         "dtype": dtype,
         "matmul_precision": matmul_precision,
-        "checkpoint": [[name, stat.st_size, stat.st_mtime_ns, stat.st_ino] for name, stat in stats],
+        "model": [known for file in files if (known := _identity(file, model_folder))],
     }
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     packed = PackedFile(folder / f"{digest}.packed", key)
@@ -131,6 +127,17 @@ def open_packed(
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
         log.warning("packed weights in %s are not used: %s", packed.path, error)
     return packed
+
+
+def _identity(file: Path, model_folder: Path) -> list[Any] | None:
+    """What tells a file from others; None where it cannot be read, and is in no loaded model."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return None
+    # Both names: the same files, linked under other ones, may be another model.
+    names = str(file.relative_to(model_folder)), str(file.resolve())
+    return [*names, stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
 
 def _map(packed: PackedFile) -> None:

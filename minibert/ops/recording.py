@@ -42,7 +42,9 @@ class LinearEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class _Named:
+class NamedLinear:
+    """A linear layer as an Ops laid it out, and the name it was given."""
+
     name: str
     inner: Any
 
@@ -104,12 +106,12 @@ class RecordingOps:
         dtype: str | None = None,
         sparsity: str | None = None,
         input_range: tuple[float, float] | None = None,
-    ) -> _Named:
+    ) -> NamedLinear:
         """See `Ops.prepare_linear`; keeps the name."""
         inner = self.inner.prepare_linear(
             weight, bias, name=name, dtype=dtype, sparsity=sparsity, input_range=input_range
         )
-        return _Named(name, inner)
+        return NamedLinear(name, inner)
 
     def prepare_layer_norm(
         self, weight: NDArray[Any], bias: NDArray[Any] | None, *, eps: float
@@ -148,7 +150,7 @@ class RecordingOps:
     def linear(
         self,
         hidden: Array,
-        weights: _Named,
+        weights: NamedLinear,
         *,
         activation: Activation | None = None,
         residual: Array | None = None,

@@ -5,21 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minibert import log
 from minibert.errors import DeviceError, DeviceOptionError, MissingDependencyError
-from minibert.ops.interface import Ops
+from minibert.ops.interface import Ops, check_matmul_precision
 
 if TYPE_CHECKING:
     from minibert.kernels.cpu.background import Background
     from minibert.ops.reference import ReferenceOps
 
 DEVICES = ("auto", "cpu", "numpy", "cuda", "cuda:<number>", "emulator", "emulator:<capability>")
-MATMUL_PRECISIONS = ("highest", "high", "medium")
 
 _DEVICE = re.compile(r"auto|cpu|numpy|(cuda|emulator)(:\d+)?")
 
@@ -54,7 +53,7 @@ def make_ops(
     options: DeviceOptions | None = None,
     *,
     quantized: bool = False,
-    files: Sequence[Path] = (),
+    model_folder: Path | None = None,
     background: Background | None = None,
 ) -> tuple[Ops, str]:
     """Make the Ops of a device.
@@ -65,7 +64,7 @@ def make_ops(
             for checking.
         options: how it computes.
         quantized: whether the checkpoint holds int8 weights.
-        files: of the checkpoint, which packed weights belong to.
+        model_folder: which packed weights belong to; they are not kept when None.
         background: where the CPU kernels lay out weights; they do it at once when None.
 
     Returns:
@@ -81,7 +80,7 @@ def make_ops(
         made = _gpu(device, options, quantized), "asked for"
     elif device == "auto":
         made = _gpu_if_usable(options, quantized)
-    ops, reason = made or _cpu(device, options, quantized, files, background)
+    ops, reason = made or _cpu(device, options, quantized, model_folder, background)
     log.info("device %r: ops %s (%s)", device, ops.name, reason)
     return ops, reason
 
@@ -92,7 +91,7 @@ def make_devices(
     options: DeviceOptions,
     *,
     quantized: bool = False,
-    files: Sequence[Path] = (),
+    model_folder: Path | None = None,
     background: Background | None = None,
 ) -> tuple[list[Ops], str]:
     """Make the Ops of several devices, or of the one that `device` names.
@@ -102,7 +101,7 @@ def make_devices(
         devices: GPUs, or emulators, of one architecture: a text has the same bytes on each.
         options: how they compute.
         quantized: as in `make_ops`.
-        files: as in `make_ops`.
+        model_folder: as in `make_ops`.
         background: as in `make_ops`.
 
     Returns:
@@ -115,7 +114,11 @@ def make_devices(
     check_devices(device, devices, options)
     if devices is None:
         ops, reason = make_ops(
-            device, options, quantized=quantized, files=files, background=background
+            device,
+            options,
+            quantized=quantized,
+            model_folder=model_folder,
+            background=background,
         )
         return [ops], reason
     made: list[Ops] = []
@@ -151,10 +154,7 @@ def check_device(device: str, options: DeviceOptions) -> None:
         DeviceOptionError: as `make_ops`.
     """
     precision, threads = options.matmul_precision, options.threads
-    if precision not in MATMUL_PRECISIONS:
-        raise DeviceOptionError(
-            f"matmul_precision must be one of {', '.join(MATMUL_PRECISIONS)}, got {precision!r}"
-        )
+    check_matmul_precision(precision)
     if threads is not None and (
         isinstance(threads, bool) or not isinstance(threads, int) or threads < 1
     ):
@@ -251,10 +251,21 @@ def _gpu_if_usable(options: DeviceOptions, quantized: bool) -> tuple[Ops, str] |
         return None
     try:
         check_device("cuda", options)
-        return _gpu("cuda", options, quantized), "a usable GPU was found"
+        ops = _gpu("cuda", options, quantized)
     except (DeviceError, MissingDependencyError) as error:
         log.info("device 'auto': no GPU is used: %s", error)
         return None
+    _warn_of_untried_kernels()
+    return ops, "a usable GPU was found"
+
+
+@cache
+def _warn_of_untried_kernels() -> None:
+    """Once in a process: compression makes Ops again and again."""
+    log.warning(
+        "device 'auto' took a GPU, whose kernels have run on the emulator only, never on hardware: "
+        "device='cpu' does without them, device='cuda' without this warning"
+    )
 
 
 def _gpu(device: str, options: DeviceOptions, quantized: bool) -> Ops:
@@ -272,7 +283,7 @@ def _cpu(
     device: str,
     options: DeviceOptions,
     quantized: bool,
-    files: Sequence[Path],
+    model_folder: Path | None,
     background: Background | None,
 ) -> tuple[Ops, str]:
     """The kernels where they were built; else NumPy, whose float32 meets every precision."""
@@ -288,13 +299,13 @@ def _cpu(
     if built:
         dtype, folder = options.chosen_dtype(quantized), options.packed_weights
         packed = None
-        if folder is not None:
+        if folder is not None and model_folder is not None:
             from minibert.ops.packed_file import open_packed
 
             packed = partial(
                 open_packed,
                 folder,
-                files,
+                model_folder,
                 dtype=dtype,
                 matmul_precision=options.matmul_precision,
             )

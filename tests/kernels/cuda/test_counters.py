@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -138,35 +137,17 @@ def test_every_gemm_tile_has_no_bank_conflicts(index: int) -> None:
     check(device.counted)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        lambda bench: (
-            launch.softmax(bench.target, "float16", num_rows=6, num_columns=128),
-            bench.empty((6, 128), "float16"),
-            bench.put(stored(hard_values(1, (6, 128)), "float16")),
-            bench.put(np.full(6, 128, np.int32)),
-            6,
-            128,
-            0.1,
-        ),
-        lambda bench: (
-            launch.copy_columns(
-                bench.target, "float16", "float32", num_rows=8, written_columns=384
-            ),
-            bench.empty((8, 384), "float16"),
-            bench.put(hard_values(1, (8, 384))),
-            8,
-            384,
-            384,
-            384,
-            384,
-        ),
-    ],
-    ids=["softmax", "copy_columns"],
-)
-def test_other_kernels_read_whole_sectors(arguments: Callable[[Bench], tuple[Any, ...]]) -> None:
+def test_copied_columns_are_read_in_whole_sectors() -> None:
     device = EmulatedDevice(80, counters=True)
     bench = Bench(device)
-    bench.launch(*arguments(bench))
+    bench.launch(
+        launch.copy_columns(bench.target, "float16", "float32", num_rows=8, written_columns=384),
+        bench.empty((8, 384), "float16"),
+        bench.put(hard_values(1, (8, 384))),
+        8,
+        384,
+        384,
+        384,
+        384,
+    )
     check(device.counted)

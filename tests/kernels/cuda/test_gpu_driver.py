@@ -158,9 +158,9 @@ def test_work_is_counted_as_the_papers_do() -> None:
 
 
 def test_ragged_lengths_have_the_mean_they_name() -> None:
-    lengths = ragged(4096, 64, 256)
-    assert 56 < sum(lengths) / len(lengths) < 68
-    assert max(lengths) <= 256 and min(lengths) >= 3 and lengths == sorted(lengths, reverse=True)
+    seqlens = ragged(4096, 64, 256)
+    assert 56 < sum(seqlens) / len(seqlens) < 68
+    assert max(seqlens) <= 256 and min(seqlens) >= 3 and seqlens == sorted(seqlens, reverse=True)
 
 
 def test_the_resource_table_goes_between_its_markers() -> None:

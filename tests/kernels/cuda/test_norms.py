@@ -29,7 +29,6 @@ def run_layer_norm(
     bias: NDArray[np.float32],
     dtype: str,
     *,
-    residual: NDArray[Any] | None = None,
     quantized_size: int = 0,
 ) -> tuple[NDArray[Any], ...]:
     tokens, size = hidden.shape
@@ -42,7 +41,6 @@ def run_layer_norm(
         out_q,
         scale,
         bench.put(hidden),
-        None if residual is None else bench.put(residual),
         bench.put(weight),
         bench.put(bias),
         tokens,
@@ -66,16 +64,6 @@ def test_layer_norm_matches_float64(bench: Bench, shape: tuple[int, int], dtype:
     variance = np.square(centred).mean(axis=1, keepdims=True) + np.float32(EPS)
     plain = rounded(centred / np.sqrt(variance) * weight + bias, dtype)
     assert_as_good_as_plain(out, plain, ref)
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_layer_norm_adds_the_residual_in_float32(bench: Bench, dtype: str) -> None:
-    hidden, residual = (stored(hard_values(seed, (3, 384)), dtype) for seed in (1, 2))
-    weight, bias = hard_values(3, (384,)), hard_values(4, (384,))
-    (out,) = run_layer_norm(bench, hidden, weight, bias, dtype, residual=residual)
-    summed = widened(hidden) + widened(residual)
-    ref = reference.layer_norm(summed, weight.astype(np.float64), bias.astype(np.float64), EPS)
-    assert_as_good_as_plain(out, rounded(ref, dtype), ref)
 
 
 def test_layer_norm_of_equal_values_is_the_bias(bench: Bench) -> None:

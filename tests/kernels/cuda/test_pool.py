@@ -114,31 +114,6 @@ def test_a_row_of_zeros_is_normalised_to_zeros(bench: Bench) -> None:
     assert not bench.get(out).any()
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("columns", [4, 64, 132, 260])
-def test_softmax_masks_what_lies_behind_the_row(bench: Bench, columns: int, dtype: str) -> None:
-    lengths = np.asarray([1, columns, columns - 1, max(1, columns // 2), 3], np.int32)
-    rows, scale = len(lengths), 0.125
-    scores = stored(hard_values(1, (rows, columns), 8.0), dtype)
-    out = bench.empty((rows, columns), dtype)
-    bench.launch(
-        launch.softmax(bench.target, dtype, num_rows=rows, num_columns=columns),
-        out,
-        bench.put(scores),
-        bench.put(lengths),
-        rows,
-        columns,
-        scale,
-    )
-    found = bench.get(out)
-    for row, length in enumerate(lengths):
-        ref = reference.softmax(widened(scores)[row, :length] * scale)
-        x = widened(scores)[row, :length].astype(np.float32) * np.float32(scale)
-        e = np.exp(x - x.max())
-        assert_as_good_as_plain(found[row, :length], rounded(e / e.sum(), dtype), ref)
-        assert not found[row, length:].any()
-
-
 @pytest.mark.parametrize(("to", "source"), [("float16", "float32"), ("float32", "bfloat16")])
 def test_columns_are_copied_converted_and_filled_with_zeros(
     bench: Bench, to: str, source: str

@@ -6,23 +6,17 @@ Slow, and for measuring only: what the engine runs is the kernels' own int8.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minibert.ops.interface import Activation
+from minibert.ops.recording import NamedLinear
 from minibert.ops.reference import ReferenceOps
 from minibert.weights.quantize import quantize_activations
 
 FloatArray = NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Named:
-    name: str
-    inner: Any
 
 
 class SimulatedOps(ReferenceOps):
@@ -55,7 +49,7 @@ class SimulatedOps(ReferenceOps):
         input_range: tuple[float, float] | None = None,
     ) -> Any:
         """See `Ops.prepare_linear`; keeps the name."""
-        return _Named(
+        return NamedLinear(
             name,
             super().prepare_linear(
                 weight, bias, name=name, dtype=dtype, sparsity=sparsity, input_range=input_range
