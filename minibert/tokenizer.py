@@ -10,16 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minibert.config import read_json
-from minibert.errors import ConfigError, InputError, TokenizerError
-
-if TYPE_CHECKING:
-    import tokenizers
+from minibert.errors import InputError
+from minibert.tokenizer_files import TokenizerFiles, read_tokenizer
 
 TruncationSide = Literal["right", "left"]
 Text = str | tuple[str, str]
@@ -30,7 +27,6 @@ Text = str | tuple[str, str]
 _CHUNK_TEXTS = 1024
 _CHUNK_CHARACTERS = 1 << 16
 _BYTES_PER_CHARACTER = 768  # measured: English 83, one-letter words 218, Chinese 479
-_NO_LIMIT = 10**9  # tokenizer_config.json writes huge numbers where it knows no limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,49 +61,20 @@ class TokenizedTexts:
 class Tokenizer:
     """A checkpoint's tokenizer. Thread-safe: no call changes it."""
 
-    def __init__(
-        self, backend: tokenizers.Tokenizer, *, model_max_length: int | None, source: str
-    ) -> None:
-        """Wrap a `tokenizers.Tokenizer`, whose truncation and padding are switched off.
+    def __init__(self, files: TokenizerFiles) -> None:
+        """Take a tokenizer, whose own truncation and padding are switched off.
 
         Args:
-            backend: the tokenizer; owned by this object from here on.
-            model_max_length: limit named by tokenizer_config.json, None when there is none.
-            source: where it came from, for `explain`.
+            files: what was read; its backend is owned by this object from here on.
         """
-        backend.no_truncation()
-        backend.no_padding()
-        self.backend = backend
-        self.model_max_length = model_max_length
-        self.source = source
-        self.notes: list[str] = []
+        self.backend, self.source, self.model_max_length, self.notes = files
+        self.backend.no_truncation()
+        self.backend.no_padding()
 
     @classmethod
     def from_folder(cls, folder: Path, *, do_lower_case: bool = False) -> Tokenizer:
-        """Load tokenizer.json, or build a WordPiece tokenizer from vocab.txt.
-
-        Args:
-            folder: the checkpoint.
-            do_lower_case: lower-case every text first (sentence_bert_config.json asks for it).
-
-        Raises:
-            TokenizerError: neither file is there, or a file is damaged.
-            ConfigError: tokenizer_config.json is not JSON, or a setting has a wrong type.
-        """
-        config_path = folder / "tokenizer_config.json"
-        config = read_json(config_path) if config_path.exists() else {}
-        _check_config(config_path, config)
-        backend, source = _load_backend(folder, config)
-        limit = config.get("model_max_length")
-        tokenizer = cls(
-            backend,
-            model_max_length=None if limit is None or limit >= _NO_LIMIT else int(limit),
-            source=source,
-        )
-        tokenizer.notes = _follow_config(backend, config)
-        if do_lower_case:
-            tokenizer.notes += _lower_first(backend)
-        return tokenizer
+        """Load a checkpoint's tokenizer; see `read_tokenizer`."""
+        return cls(read_tokenizer(folder, do_lower_case=do_lower_case))
 
     @property
     def vocab_size(self) -> int:
@@ -264,117 +231,3 @@ def _shares(lengths: list[int], room: int) -> list[int]:
         shares = [room // 2, room - room // 2]
         return shares if lengths[0] <= lengths[1] else shares[::-1]
     return [short, room - short] if lengths[0] <= lengths[1] else [room - short, short]
-
-
-def _check_config(path: Path, config: dict[str, Any]) -> None:
-    for key, allowed in (
-        ("do_lower_case", (True, False)),
-        ("strip_accents", (True, False, None)),
-        ("tokenize_chinese_chars", (True, False)),
-    ):
-        if key in config and not any(config[key] is value for value in allowed):
-            raise ConfigError(f"{path}: {key} must be a boolean, got {config[key]!r}")
-    limit = config.get("model_max_length")
-    is_number = isinstance(limit, int | float) and not isinstance(limit, bool)
-    if limit is not None and not (is_number and limit >= 1):
-        raise ConfigError(f"{path}: model_max_length must be at least 1, got {limit!r}")
-
-
-def _load_backend(folder: Path, config: dict[str, Any]) -> tuple[tokenizers.Tokenizer, str]:
-    import tokenizers  # while weights are laid out in the background
-
-    file = folder / "tokenizer.json"
-    if file.is_file():
-        try:
-            return tokenizers.Tokenizer.from_file(str(file)), "tokenizer.json"
-        except Exception as error:  # the Rust side raises bare Exception
-            raise TokenizerError(f"{file} must be a sound tokenizer file: {error}") from None
-    vocab = folder / "vocab.txt"
-    if vocab.is_file():
-        return _from_vocab(vocab, config), "vocab.txt"
-    others = [
-        name
-        for name in ("sentencepiece.bpe.model", "spiece.model", "vocab.json")
-        if (folder / name).exists()
-    ]
-    found = f"; {', '.join(others)} must be converted: save the tokenizer again with a current "
-    raise TokenizerError(
-        f"{folder} must hold tokenizer.json or vocab.txt, it has neither"
-        + (f"{found}version of transformers" if others else "")
-    )
-
-
-def _from_vocab(vocab: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
-    try:
-        tokens = vocab.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"{vocab} must be readable UTF-8: {error}") from None
-    if tokens and tokens[-1] == "":
-        tokens.pop()
-    ids = {token.rstrip("\r"): i for i, token in enumerate(tokens)}
-
-    def name(key: str, default: str) -> str:
-        token = config.get(key, default)
-        token = token.get("content") if isinstance(token, dict) else token
-        if not isinstance(token, str) or token not in ids:
-            raise TokenizerError(f"{vocab} must hold the {key} {token!r}, it does not")
-        return token
-
-    import tokenizers
-    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
-
-    unknown = name("unk_token", "[UNK]")
-    first, last = name("cls_token", "[CLS]"), name("sep_token", "[SEP]")
-    backend = tokenizers.Tokenizer(
-        models.WordPiece(ids, unk_token=unknown, max_input_chars_per_word=100)
-    )
-    backend.normalizer = normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
-        strip_accents=config.get("strip_accents"),
-        lowercase=config.get("do_lower_case", True),
-    )
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.post_processor = processors.BertProcessing((last, ids[last]), (first, ids[first]))
-    backend.decoder = decoders.WordPiece(prefix="##")
-    special = [unknown, first, last]
-    special += [token for token in ("[PAD]", "[MASK]") if token in ids and token not in special]
-    backend.add_special_tokens(special)
-    return backend
-
-
-def _follow_config(backend: tokenizers.Tokenizer, config: dict[str, Any]) -> list[str]:
-    """Let tokenizer_config.json overrule a BERT normalizer, as transformers does.
-
-    Its tokenizers of BERT's kind take their own defaults for keys that are not there; the class
-    without a kind keeps what tokenizer.json says.
-    """
-    normalizer = backend.normalizer
-    generic = config.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
-    if generic or type(normalizer).__name__ != "BertNormalizer":
-        return []
-    notes = []
-    for key, attribute, default in (
-        ("do_lower_case", "lowercase", True),
-        ("strip_accents", "strip_accents", None),
-        ("tokenize_chinese_chars", "handle_chinese_chars", True),
-    ):
-        wanted = config.get(key, default)
-        if wanted != getattr(normalizer, attribute):
-            setattr(normalizer, attribute, wanted)
-            source = "tokenizer_config.json" if key in config else "the default of BertTokenizer"
-            notes.append(f"{key} = {wanted} ({source} overrules tokenizer.json)")
-    if notes:
-        backend.normalizer = normalizer
-    return notes
-
-
-def _lower_first(backend: tokenizers.Tokenizer) -> list[str]:
-    from tokenizers import normalizers
-
-    lower = normalizers.Lowercase()
-    known = backend.normalizer
-    if getattr(known, "lowercase", None) is True:
-        return []
-    backend.normalizer = normalizers.Sequence([lower] if known is None else [lower, known])
-    return ["texts are lower-cased first (do_lower_case of sentence_bert_config.json)"]
