@@ -113,7 +113,7 @@ def check_truncation(truncation: object, truncation_side: object) -> None:
     """Refuse unknown ways of cutting long texts."""
     if truncation not in ("warn", "error", "silent"):
         raise InputError(f"truncation must be warn, error or silent, got {truncation!r}")
-    if truncation_side not in ("right", "left"):
+    if truncation_side not in ("right", "left", None):
         raise InputError(f"truncation_side must be right or left, got {truncation_side!r}")
 
 

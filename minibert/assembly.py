@@ -14,7 +14,7 @@ from minibert.pooling import output_dimension
 from minibert.preparation import Preparation, Truncation
 from minibert.runner import Runner, make_runner, prepare_model
 from minibert.similarity import SIMILARITIES
-from minibert.tokenizer import TruncationSide
+from minibert.tokenizer_files import TruncationSide
 from minibert.weights.checkpoint import load_encoder
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Wishes(NamedTuple):
     memory_limit: int | None
     max_length: int | None
     truncation: Truncation
-    truncation_side: TruncationSide
+    truncation_side: TruncationSide | None
     prompts: Mapping[str, str]
     default_prompt_name: str | None
     truncate_dim: int | None
@@ -96,7 +96,7 @@ def assemble(opened: OpenedModel, wishes: Wishes, background: Background | None)
     try:
         models = [prepare_model(ops, opened) for ops in devices]
         opened.weights.let_go()
-        loaded = add_tokenizer(opened, wishes.max_length)
+        loaded = add_tokenizer(opened, wishes.max_length, wishes.truncation_side)
         if background is not None and not background.wait():
             load_encoder(opened.encoder_folder, opened.config)  # says which weights, and how many
             raise WeightsError(f"{folder} must hold finite weights, it changes while it is read")
@@ -116,7 +116,6 @@ def assemble(opened: OpenedModel, wishes: Wishes, background: Background | None)
         prompts=prompts,
         default_prompt_name=default_prompt_name,
         truncation=wishes.truncation,
-        truncation_side=wishes.truncation_side,
     )
     dimension = wishes.truncate_dim or loaded.sentence.truncate_dim
     return Parts(loaded, runner, preparation, reason, dimension, function)

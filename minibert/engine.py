@@ -35,7 +35,7 @@ from minibert.precision import Precision
 from minibert.preparation import Truncation
 from minibert.similarity import similarity
 from minibert.stream import in_chunks
-from minibert.tokenizer import TruncationSide
+from minibert.tokenizer_files import TruncationSide
 
 if TYPE_CHECKING:
     from minibert.fidelity import Fidelity
@@ -76,7 +76,7 @@ class Engine:
         memory_limit: int | str | None = None,
         max_length: int | None = None,
         truncation: Truncation = "warn",
-        truncation_side: TruncationSide = "right",
+        truncation_side: TruncationSide | None = None,
         prompts: Mapping[str, str] | None = None,
         default_prompt_name: str | None = None,
         truncate_dim: int | None = None,
@@ -112,7 +112,8 @@ class Engine:
             max_length: most tokens of a text, special tokens included; from the files when None.
             truncation: a longer text is cut with one warning ("warn"), refused ("error") or cut
                 without a word ("silent").
-            truncation_side: which end of a text is cut off.
+            truncation_side: which end of a text is cut off, "right" or "left"; from the files when
+                None.
             prompts: name -> text put before an input; added to the model's own.
             default_prompt_name: prompt of calls that name none; the model's own when None.
             truncate_dim: leading dimensions to keep; the model's own setting when None.

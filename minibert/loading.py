@@ -18,6 +18,7 @@ from minibert.sentence_config import (
     read_steps,
 )
 from minibert.tokenizer import Tokenizer
+from minibert.tokenizer_files import TruncationSide
 from minibert.weights.checkpoint import EncoderWeights, load_encoder
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class LoadedModel:
     """Everything that a folder says, read and checked.
 
     Attributes:
+        truncation_side: which end of a longer text is cut off.
         origins: decision -> where it came from, in the order of `explain`.
     """
 
@@ -56,6 +58,7 @@ class LoadedModel:
     sentence: SentenceConfig
     steps: tuple[Step, ...]
     max_length: int
+    truncation_side: TruncationSide
     origins: dict[str, str] = field(default_factory=dict)
 
 
@@ -114,8 +117,17 @@ def open_model(
     return OpenedModel(folder, where, config, weights, sentence, steps, modules.origin)
 
 
-def add_tokenizer(opened: OpenedModel, max_length: int | None = None) -> LoadedModel:
-    """Read the tokenizer, and settle how long a text may be.
+def add_tokenizer(
+    opened: OpenedModel,
+    max_length: int | None = None,
+    truncation_side: TruncationSide | None = None,
+) -> LoadedModel:
+    """Read the tokenizer, and settle how long a text may be and where a longer one is cut.
+
+    Args:
+        opened: from `open_model`.
+        max_length: as in `load_model`.
+        truncation_side: overrules the files.
 
     Raises:
         CheckpointError: as in `load_model`.
@@ -127,9 +139,11 @@ def add_tokenizer(opened: OpenedModel, max_length: int | None = None) -> LoadedM
     origins = {
         "pooling": pooling_origin,
         "max_length": limit_origin,
-        "tokenizer": tokenizer.source,
+        "truncation_side": "asked for" if truncation_side else tokenizer.files.truncation_origin,
+        "tokenizer": tokenizer.files.source,
     }
-    return LoadedModel(folder, config, weights, tokenizer, sentence, steps, limit, origins)
+    side = truncation_side or tokenizer.files.truncation_side
+    return LoadedModel(folder, config, weights, tokenizer, sentence, steps, limit, side, origins)
 
 
 def _max_length(
@@ -152,8 +166,8 @@ def _max_length(
         return asked, "asked for"
     if sentence.max_seq_length is not None:
         named, where = sentence.max_seq_length, "max_seq_length of sentence_bert_config.json"
-    elif tokenizer.model_max_length is not None:
-        named, where = tokenizer.model_max_length, "model_max_length of tokenizer_config.json"
+    elif tokenizer.files.model_max_length is not None:
+        named, where = tokenizer.files.model_max_length, "model_max_length of tokenizer_config.json"
     else:
         named, where = limit, origin
     if named > limit:

@@ -13,7 +13,8 @@ from minibert.arguments import is_integer
 from minibert.errors import InputError, TruncationError, TruncationWarning
 from minibert.loading import LoadedModel
 from minibert.pooling import skipped_tokens
-from minibert.tokenizer import TokenizedTexts, TruncationSide
+from minibert.tokenizer import TokenizedTexts
+from minibert.tokenizer_files import TruncationSide
 
 Truncation = Literal["warn", "error", "silent"]
 
@@ -28,14 +29,12 @@ class Preparation:
         prompts: Mapping[str, str],
         default_prompt_name: str | None,
         truncation: Truncation,
-        truncation_side: TruncationSide,
     ) -> None:
         """Hold the settings of an engine, already checked."""
         self._loaded = loaded
         self.prompts = dict(prompts)
         self.default_prompt_name = default_prompt_name
         self.truncation = truncation
-        self.truncation_side = truncation_side
         self.counts = {"texts": 0, "tokens": 0, "truncated": 0}
         self._warned = False
         self._lock = threading.Lock()
@@ -112,7 +111,7 @@ class Preparation:
         tokenized = self._loaded.tokenizer.encode(
             [prompt + text for text in texts],
             max_length=limit,
-            truncation_side=truncation_side or self.truncation_side,
+            truncation_side=truncation_side or self._loaded.truncation_side,
         )
         self._count(tokenized, limit)
         return tokenized, skip

@@ -10,15 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minibert.errors import InputError
-from minibert.tokenizer_files import TokenizerFiles, read_tokenizer
+from minibert.tokenizer_files import TokenizerFiles, TruncationSide, read_tokenizer
 
-TruncationSide = Literal["right", "left"]
 Text = str | tuple[str, str]
 """One text, or a pair of texts that the model reads together."""
 
@@ -67,7 +66,8 @@ class Tokenizer:
         Args:
             files: what was read; its backend is owned by this object from here on.
         """
-        self.backend, self.source, self.model_max_length, self.notes = files
+        self.backend = files.backend
+        self.files = files
         self.backend.no_truncation()
         self.backend.no_padding()
 
@@ -90,7 +90,7 @@ class Tokenizer:
         texts: Sequence[Text],
         *,
         max_length: int,
-        truncation_side: TruncationSide = "right",
+        truncation_side: TruncationSide | None = None,
         first_index: int = 0,
     ) -> TokenizedTexts:
         """Turn texts into ids, special tokens included, at most `max_length` each.
@@ -98,14 +98,15 @@ class Tokenizer:
         Args:
             texts: texts, or pairs; a pair is cut at its longer text first.
             max_length: most tokens of a text, special tokens included.
-            truncation_side: which end is cut off.
+            truncation_side: which end is cut off; None for the one that the files name.
             first_index: number of the first text, for messages.
 
         Raises:
             InputError: max_length leaves no room for a token, or a text is not valid Unicode.
         """
-        if truncation_side not in ("right", "left"):
-            raise InputError(f"truncation_side must be 'right' or 'left', got {truncation_side!r}")
+        side = self.files.truncation_side if truncation_side is None else truncation_side
+        if side not in get_args(TruncationSide):
+            raise InputError(f"truncation_side must be 'right' or 'left', got {side!r}")
         pairs = any(isinstance(text, tuple) for text in texts)
         special = self.num_special_tokens(pair=pairs)
         if max_length <= special:
@@ -125,9 +126,9 @@ class Tokenizer:
                 kept = None
                 if length > max_length:
                     if isinstance(text, str):
-                        kept = _kept(encoding, max_length, truncation_side)
+                        kept = _kept(encoding, max_length, side)
                     else:
-                        encoding = self._cut_pair(text, max_length, truncation_side)
+                        encoding = self._cut_pair(text, max_length, side)
                 input_ids = np.array(encoding.ids, np.int32)
                 type_ids = np.array(encoding.type_ids, np.int32)
                 ids.append(input_ids if kept is None else input_ids[kept])

@@ -7,13 +7,15 @@ tokenizer.json says of BERT's normalizer, and tokens may be added by files of th
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from minibert.config import read_json
 from minibert.errors import ConfigError, TokenizerError
 
 if TYPE_CHECKING:
     import tokenizers
+
+TruncationSide = Literal["right", "left"]
 
 # What reads vocab.txt as WordPiece with BERT's rules; "Fast" may follow the name.
 _WORDPIECE_CLASSES = (
@@ -36,12 +38,16 @@ class TokenizerFiles(NamedTuple):
         backend: with the truncation and padding of tokenizer.json.
         source: the file that the backend was read from.
         model_max_length: most tokens of a text, None where no file names a limit.
+        truncation_side: which end of a longer text is cut off.
+        truncation_origin: what names that side.
         notes: settings that overrule the source, for `explain`.
     """
 
     backend: tokenizers.Tokenizer
     source: str
     model_max_length: int | None
+    truncation_side: TruncationSide
+    truncation_origin: str
     notes: list[str]
 
 
@@ -71,7 +77,7 @@ def read_tokenizer(folder: Path, *, do_lower_case: bool = False) -> TokenizerFil
         notes += _lower_first(backend)
     limit = config.get("model_max_length")
     most = None if limit is None or limit >= _NO_LIMIT else int(limit)
-    return TokenizerFiles(backend, source, most, notes)
+    return TokenizerFiles(backend, source, most, *_truncation(backend, config), notes)
 
 
 def _read_if_there(path: Path) -> dict[str, Any]:
@@ -87,10 +93,27 @@ def _check_config(path: Path, config: dict[str, Any]) -> None:
     ):
         if key in config and not any(config[key] is value for value in allowed):
             raise ConfigError(f"{path}: {key} must be a boolean, got {config[key]!r}")
+    side = config.get("truncation_side", "right")
+    if side not in get_args(TruncationSide):
+        raise ConfigError(f"{path}: truncation_side must be right or left, got {side!r}")
     limit = config.get("model_max_length")
     is_number = isinstance(limit, int | float) and not isinstance(limit, bool)
     if limit is not None and not (is_number and limit >= 1):
         raise ConfigError(f"{path}: model_max_length must be at least 1, got {limit!r}")
+
+
+def _truncation(
+    backend: tokenizers.Tokenizer, config: dict[str, Any]
+) -> tuple[TruncationSide, str]:
+    """The side on which texts are cut, and what names it: transformers' order."""
+    side: TruncationSide
+    if "truncation_side" in config:
+        side = config["truncation_side"]
+        return side, "truncation_side of tokenizer_config.json"
+    if backend.truncation is not None:
+        side = backend.truncation["direction"]
+        return side, "truncation of tokenizer.json"
+    return "right", "default"
 
 
 def _load_backend(folder: Path, config: dict[str, Any]) -> tuple[tokenizers.Tokenizer, str]:

@@ -19,6 +19,7 @@ from minibert import Engine
 from minibert.budget import Budget, make_budget
 from minibert.errors import EngineClosedError, InputError, TruncationError, TruncationWarning
 from minibert.ops.reference import ReferenceOps
+from tests.checkpoints import edit_json
 from tests.conftest import TinyModel
 
 TEXTS = [
@@ -319,6 +320,34 @@ def test_a_call_does_not_wait_for_workers_that_are_busy_with_another(
             finally:
                 release.set()
         assert np.array_equal(rows, engine.encode(TEXTS))
+
+
+@pytest.mark.usefixtures("minutes_of_warnings")
+@pytest.mark.parametrize("include_prompt", [True, False])
+def test_a_model_that_cuts_on_the_left_equals_sentence_transformers(
+    tiny: TinyModel, tmp_path: Path, include_prompt: bool
+) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling
+
+    folder = tmp_path / "m"
+    save_sentence_model(folder, tiny("bert"), Pooling(48, include_prompt=include_prompt))
+    edit_json(folder / "tokenizer_config.json", truncation_side="left")
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    texts = ["dog " * 60 + "cat sat on the mat " * 10, *TEXTS]
+    options: dict[str, Any] = {"truncation": "silent"}
+    with Engine.from_pretrained(folder, **options) as engine:
+        assert "cut on the left (truncation_side of tokenizer_config.json)" in engine.explain()
+        for prompt in (None, "walk "):
+            expected = theirs.encode(texts, prompt=prompt)
+            assert np.abs(engine.encode(texts, prompt=prompt) - expected).max() <= CLOSE
+        left = engine.encode(texts)
+        right = engine.encode(texts, truncation_side="right")
+    with Engine.from_pretrained(folder, truncation_side="right", **options) as engine:
+        assert "cut on the right (asked for)" in engine.explain()
+        assert np.array_equal(engine.encode(texts), right)
+        assert np.array_equal(engine.encode(texts, truncation_side="left"), left)
+        assert not np.array_equal(left[0], right[0])
 
 
 @pytest.mark.usefixtures("minutes_of_warnings")

@@ -54,7 +54,7 @@ def test_vocab_txt_alone_gives_the_ids_of_transformers(vocab_only: Path, side: s
     assert ours(vocab_only, texts, 20, side) == theirs(vocab_only, texts, 20, side)
     couples: list[Text] = list(zip(random_texts(50, 9, 6), random_texts(50, 9, 7), strict=True))
     assert ours(vocab_only, couples, 12, side) == theirs(vocab_only, couples, 12, side)
-    assert Tokenizer.from_folder(vocab_only).source == "vocab.txt"
+    assert Tokenizer.from_folder(vocab_only).files.source == "vocab.txt"
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_tokenizer_config_overrules_as_in_transformers(
     write_json(folder / "tokenizer_config.json", values)
     texts: list[Text] = list(NASTY)
     assert ours(folder, texts, 64) == theirs(folder, texts, 64)
-    notes = Tokenizer.from_folder(folder).notes
+    notes = Tokenizer.from_folder(folder).files.notes
     assert any("tokenizer_config.json" in note for note in notes) or source == "vocab.txt"
 
 
@@ -92,7 +92,7 @@ def test_what_tokenizer_config_leaves_out_is_as_in_transformers(
     write_json(bert / "tokenizer_config.json", {"model_max_length": 64, **chosen, **settings})
     texts: list[Text] = ["THE Cat", "Café", "你好世界 cat"]
     assert ours(bert, texts, 64) == theirs(bert, texts, 64)
-    notes = Tokenizer.from_folder(bert).notes
+    notes = Tokenizer.from_folder(bert).files.notes
     assert any("overrules" in note for note in notes) == (name != "PreTrainedTokenizerFast")
 
 
@@ -238,6 +238,29 @@ def test_malformed_added_tokens_are_refused(vocab_only: Path, name: str, values:
         Tokenizer.from_folder(vocab_only)
 
 
+@pytest.mark.parametrize("named", ["left", "right", None])
+@pytest.mark.parametrize("in_file", ["Left", "Right", None])
+def test_a_text_is_cut_on_the_side_that_transformers_takes_from_the_files(
+    bert: Path, named: str | None, in_file: str | None
+) -> None:
+    if in_file is not None:
+        cut = {"direction": in_file, "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+        edit_json(bert / "tokenizer.json", truncation=cut)
+    if named is not None:
+        edit_json(bert / "tokenizer_config.json", truncation_side=named)
+    from transformers import AutoTokenizer
+
+    texts: list[Text] = ["the cat sat on the mat", ("the cat sat", "the dog on the mat")]
+    reference, tokenizer = AutoTokenizer.from_pretrained(bert), Tokenizer.from_folder(bert)
+    assert tokenizer.files.truncation_side == reference.truncation_side
+    expected = [
+        reference(*([text] if isinstance(text, str) else text), truncation=True, max_length=6)
+        for text in texts
+    ]
+    found = tokenizer.encode(texts, max_length=6).input_ids
+    assert [ids.tolist() for ids in found] == [item["input_ids"] for item in expected]
+
+
 def test_a_token_that_stands_twice_has_its_last_id_as_in_transformers(vocab_only: Path) -> None:
     with (vocab_only / "vocab.txt").open("a", encoding="utf-8") as file:
         file.write("cat\n")
@@ -269,7 +292,7 @@ def test_lower_casing_comes_first_where_it_is_asked_for(bert: Path) -> None:
     plain = pairs_of(cased.encode(["the cat"], max_length=9))
     assert pairs_of(lowered.encode(["THE Cat"], max_length=9)) == plain
     assert pairs_of(cased.encode(["THE Cat"], max_length=9)) != plain
-    assert any("lower-cased" in note for note in lowered.notes)
+    assert any("lower-cased" in note for note in lowered.files.notes)
 
 
 @pytest.mark.parametrize(
@@ -313,6 +336,8 @@ def test_missing_or_damaged_files_are_named(
         ({"tokenize_chinese_chars": None}, ["tokenize_chinese_chars", "None"]),
         ({"model_max_length": "64"}, ["model_max_length", "'64'"]),
         ({"model_max_length": 0}, ["model_max_length", "0"]),
+        ({"truncation_side": "Left"}, ["truncation_side", "'Left'"]),
+        ({"truncation_side": None}, ["truncation_side", "None"]),
         ({"model_max_length": True}, ["model_max_length", "True"]),
         ({"model_max_length": float("nan")}, ["model_max_length", "nan"]),
         ({"do_lower_case": None}, ["do_lower_case", "None"]),
@@ -335,4 +360,4 @@ def test_model_max_length_is_read_where_it_is_one(
     bert: Path, limit: float, read: int | None
 ) -> None:
     edit_json(bert / "tokenizer_config.json", model_max_length=limit)
-    assert Tokenizer.from_folder(bert).model_max_length == read
+    assert Tokenizer.from_folder(bert).files.model_max_length == read
