@@ -50,6 +50,16 @@ def as_texts(inputs: Any, sentences: Any = None) -> tuple[list[str], bool]:
     return [str(text) for text in texts], False
 
 
+def check_unicode(name: str, text: str) -> None:
+    """Refuse a text that has no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{name} must be valid Unicode, got a lone surrogate at character {error.start}"
+        ) from None
+
+
 def check_output(output_value: object, precision: str) -> None:
     """Refuse an unknown output_value or precision, or two that do not go together."""
     if output_value not in ("sentence_embedding", "token_embeddings", None):

@@ -11,7 +11,7 @@ from minibert.errors import InputError, WeightsError
 from minibert.loading import LoadedModel, OpenedModel, add_tokenizer
 from minibert.ops.select import DeviceOptions, close_all, keep_packed, make_devices
 from minibert.pooling import output_dimension
-from minibert.preparation import Preparation, Truncation
+from minibert.preparation import Preparation, Truncation, find_prompt
 from minibert.runner import Runner, make_runner, prepare_model
 from minibert.similarity import SIMILARITIES
 from minibert.tokenizer_files import TruncationSide
@@ -67,7 +67,10 @@ def assemble(opened: OpenedModel, wishes: Wishes, background: Background | None)
         MemoryLimitError: memory_limit is too small for one token.
         InputError: a wish that this model cannot meet. No device is left open.
     """
-    prompts, default_prompt_name = _prompts(opened, wishes)
+    prompts = {**opened.sentence.prompts, **wishes.prompts}
+    default_prompt_name = wishes.default_prompt_name or opened.sentence.default_prompt_name
+    if default_prompt_name is not None:
+        find_prompt("default_prompt_name", default_prompt_name, prompts)
     function = wishes.similarity_function or opened.sentence.similarity
     if function not in SIMILARITIES:
         raise InputError(
@@ -119,12 +122,3 @@ def assemble(opened: OpenedModel, wishes: Wishes, background: Background | None)
     )
     dimension = wishes.truncate_dim or loaded.sentence.truncate_dim
     return Parts(loaded, runner, preparation, reason, dimension, function)
-
-
-def _prompts(opened: OpenedModel, wishes: Wishes) -> tuple[dict[str, str], str | None]:
-    prompts = {**opened.sentence.prompts, **wishes.prompts}
-    default = wishes.default_prompt_name or opened.sentence.default_prompt_name
-    if default is not None and (not isinstance(default, str) or default not in prompts):
-        known = f"one of {sorted(prompts)}" if prompts else "None: there are no prompts"
-        raise InputError(f"default_prompt_name must be {known}, got {default!r}")
-    return prompts, default

@@ -211,12 +211,11 @@ class Engine:
     def memory_bound(self, texts: Sequence[str]) -> int:
         """Most bytes that `encode(texts)` takes beyond the loaded engine and the texts themselves.
 
-        Scratch memory of all streams, token ids, the tokenizer's own, the texts with the default
-        prompt in front where there is one, and the result.
+        Scratch memory of all streams, token ids, the tokenizer's own, and the result.
         """
-        sizes, prompted_bytes = self._preparation.measure(as_texts(texts)[0])
+        sizes = self._preparation.measure(as_texts(texts)[0])
         dimension = output_dimension(self._loaded.steps, self._loaded.config.hidden_size)
-        return self._runner.memory_bound(**sizes, dimension=dimension) + prompted_bytes
+        return self._runner.memory_bound(**sizes, dimension=dimension)
 
     def explain(self) -> str:
         """A report of every decision and where it came from."""
@@ -253,7 +252,8 @@ class Engine:
 
         Args:
             inputs: one text, or several.
-            prompt_name: a name of `prompts`; its text is put before every input.
+            prompt_name: a name of `prompts`, or "query" or "document", which are empty where the
+                model lacks them; its text is put before every input.
             prompt: a prompt itself; takes precedence over prompt_name.
             batch_size: most texts of a batch, besides the token budget.
             show_progress_bar: on standard error; None shows it where logging is at INFO or DEBUG.

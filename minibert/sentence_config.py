@@ -37,6 +37,10 @@ _MUST_BE_EMPTY = (
 )
 
 
+EMPTY_PROMPTS: Mapping[str, str] = {"query": "", "document": ""}
+"""Prompts that every model has, empty where its files do not give them."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModuleList:
     """modules.json, resolved.
@@ -189,10 +193,9 @@ def read_sentence_config(folder: Path, encoder_folder: Path) -> SentenceConfig:
     if not isinstance(prompts, dict) or any(not isinstance(p, str) for p in prompts.values()):
         raise ConfigError(f"{outer}: prompts must map names to texts, got {prompts!r}")
     default = values.get("default_prompt_name")
-    if default is not None and (not isinstance(default, str) or default not in prompts):
-        raise ConfigError(
-            f"{outer}: default_prompt_name must be one of {sorted(prompts)}, got {default!r}"
-        )
+    names = sorted({**EMPTY_PROMPTS, **prompts})
+    if default is not None and default not in names:
+        raise ConfigError(f"{outer}: default_prompt_name must be one of {names}, got {default!r}")
     similarity = values.get("similarity_fn_name") or "cosine"
     if similarity not in SIMILARITIES:
         raise ConfigError(

@@ -15,6 +15,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from minibert.arguments import check_unicode
 from minibert.errors import InputError
 from minibert.tokenizer_files import TokenizerFiles, TruncationSide, read_tokenizer
 
@@ -90,6 +91,7 @@ class Tokenizer:
         texts: Sequence[Text],
         *,
         max_length: int,
+        prompt: str = "",
         truncation_side: TruncationSide | None = None,
         first_index: int = 0,
     ) -> TokenizedTexts:
@@ -98,6 +100,7 @@ class Tokenizer:
         Args:
             texts: texts, or pairs; a pair is cut at its longer text first.
             max_length: most tokens of a text, special tokens included.
+            prompt: put before every text that is no pair.
             truncation_side: which end is cut off; None for the one that the files name.
             first_index: number of the first text, for messages.
 
@@ -116,11 +119,17 @@ class Tokenizer:
         ids: list[NDArray[np.int32]] = []
         types: list[NDArray[np.int32]] = []
         before: list[int] = []
-        for begin, end in _chunks(texts):
+        for begin, end in _chunks(texts, len(prompt)):
             chunk = list(texts[begin:end])
-            for text, encoding in zip(
-                chunk, self._encode_chunk(chunk, first_index + begin, offsets=False), strict=True
-            ):
+            prompted = chunk
+            if prompt:
+                prompted = [prompt + text if isinstance(text, str) else text for text in chunk]
+            try:
+                encodings = self._encode_chunk(prompted, offsets=False)
+            except (TypeError, UnicodeError):
+                _check_unicode(chunk, first_index + begin)  # says which text is at fault
+                raise
+            for text, encoding in zip(chunk, encodings, strict=True):
                 length = len(encoding)
                 before.append(length)
                 kept = None
@@ -141,43 +150,28 @@ class Tokenizer:
         As sentence-transformers counts: the prompt is tokenized alone, less a special token at
         its end.
         """
-        encoding = self._encode_chunk([prompt], 0)[0]
+        encoding = self._encode_chunk([prompt])[0]
         ends_special = bool(encoding.special_tokens_mask and encoding.special_tokens_mask[-1])
         return len(encoding) - int(ends_special)
 
     def encodings(self, texts: Sequence[Text], *, add_special_tokens: bool = True) -> list[Any]:
         """The `tokenizers.Encoding` of each text: tokens, character offsets, masks; uncut."""
-        return self._encode_chunk(list(texts), 0, add_special_tokens=add_special_tokens)
+        try:
+            return self._encode_chunk(list(texts), add_special_tokens=add_special_tokens)
+        except (TypeError, UnicodeError):
+            _check_unicode(texts, 0)
+            raise
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Token ids back to text."""
         return str(self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     def _encode_chunk(
-        self,
-        texts: list[Text],
-        first_index: int,
-        *,
-        add_special_tokens: bool = True,
-        offsets: bool = True,
+        self, texts: list[Text], *, add_special_tokens: bool = True, offsets: bool = True
     ) -> list[Any]:
         encode = self.backend.encode_batch if offsets else self.backend.encode_batch_fast
-        try:
-            encodings = encode(texts, add_special_tokens=add_special_tokens)
-        except (TypeError, UnicodeError):
-            # One text is at fault: find it, so that the message can name it.
-            for i, text in enumerate(texts):
-                for part in (text,) if isinstance(text, str) else text:
-                    try:
-                        part.encode()
-                    except UnicodeEncodeError as error:
-                        raise InputError(
-                            f"text {first_index + i} must be valid Unicode, got a lone surrogate "
-                            f"at character {error.start}"
-                        ) from None
-            raise
-        found: list[Any] = encodings
-        return found
+        encodings: list[Any] = encode(texts, add_special_tokens=add_special_tokens)
+        return encodings
 
     def _cut_pair(self, pair: tuple[str, str], max_length: int, side: TruncationSide) -> Any:
         first, second = self.backend.encode_batch(list(pair), add_special_tokens=False)
@@ -208,10 +202,17 @@ def scratch_bytes(longest: int) -> int:
     return _BYTES_PER_CHARACTER * (_CHUNK_CHARACTERS + longest)
 
 
-def _chunks(texts: Sequence[Text]) -> Iterator[tuple[int, int]]:
+def _check_unicode(texts: Sequence[Text], first_index: int) -> None:
+    """Refuse the first text that has no UTF-8, by its number."""
+    for i, text in enumerate(texts):
+        for part in (text,) if isinstance(text, str) else text:
+            check_unicode(f"text {first_index + i}", part)
+
+
+def _chunks(texts: Sequence[Text], prompt_length: int) -> Iterator[tuple[int, int]]:
     begin = characters = 0
     for i, text in enumerate(texts):
-        size = len(text) if isinstance(text, str) else sum(map(len, text))
+        size = prompt_length + (len(text) if isinstance(text, str) else sum(map(len, text)))
         full = characters + size > _CHUNK_CHARACTERS or i - begin == _CHUNK_TEXTS
         if full and i > begin:
             yield begin, i

@@ -19,7 +19,7 @@ from minibert import Engine
 from minibert.budget import Budget, make_budget
 from minibert.errors import EngineClosedError, InputError, TruncationError, TruncationWarning
 from minibert.ops.reference import ReferenceOps
-from tests.checkpoints import edit_json
+from tests.checkpoints import edit_json, write_json
 from tests.conftest import TinyModel
 
 TEXTS = [
@@ -348,6 +348,37 @@ def test_a_model_that_cuts_on_the_left_equals_sentence_transformers(
         assert np.array_equal(engine.encode(texts), right)
         assert np.array_equal(engine.encode(texts, truncation_side="left"), left)
         assert not np.array_equal(left[0], right[0])
+
+
+@pytest.mark.usefixtures("minutes_of_warnings")
+@pytest.mark.parametrize("default", [None, "query", "document"])
+def test_query_and_document_name_no_prompt_where_the_model_has_none(
+    tiny: TinyModel, tmp_path: Path, default: str | None
+) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling
+
+    folder = tmp_path / "m"
+    save_sentence_model(folder, tiny("bert"), Pooling(48))
+    prompts = {"task": "walk the dog "}
+    write_json(
+        folder / "config_sentence_transformers.json",
+        {"prompts": prompts, "default_prompt_name": default},
+    )
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    with Engine.from_pretrained(folder) as engine:
+        for name in ("query", "document", "task", None):
+            expected = theirs.encode(TEXTS, prompt_name=name)
+            assert np.abs(engine.encode(TEXTS, prompt_name=name) - expected).max() <= CLOSE
+        for call in ("encode_query", "encode_document"):
+            expected = getattr(theirs, call)(TEXTS)
+            assert np.abs(getattr(engine, call)(TEXTS) - expected).max() <= CLOSE
+        with pytest.raises(ValueError, match="'passage' not found"):
+            theirs.encode(TEXTS, prompt_name="passage")
+        with pytest.raises(InputError, match=r"one of \['document', 'query', 'task'\]"):
+            engine.encode(TEXTS, prompt_name="passage")
+    with Engine.from_pretrained(tiny("bert"), default_prompt_name="query") as engine:
+        assert np.array_equal(engine.encode(TEXTS), engine.encode(TEXTS, prompt=""))
 
 
 @pytest.mark.usefixtures("minutes_of_warnings")
