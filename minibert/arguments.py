@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -32,22 +32,35 @@ def as_texts(inputs: Any, sentences: Any = None) -> tuple[list[str], bool]:
         inputs = sentences
     elif sentences is not None:
         raise InputError("inputs and sentences must not both be given: they are one argument")
+    if isinstance(inputs, np.ndarray):
+        inputs = inputs.tolist()  # a 0-dimensional array is one text
     if isinstance(inputs, str):
         return [inputs], True
-    if isinstance(inputs, bytes | Mapping | int | float):
-        raise InputError(f"inputs must be a text or several texts, got {type(inputs).__name__}")
-    try:
-        texts = inputs.tolist() if isinstance(inputs, np.ndarray) else list(inputs)
-    except TypeError:
-        raise InputError(
-            f"inputs must be a text or several texts, got {type(inputs).__name__}"
-        ) from None
-    if isinstance(texts, str):  # a 0-dimensional array
-        return [texts], True
+    texts = list(iterate(inputs, "a text or several texts"))
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputError(f"text {i} must be a str, got {type(text).__name__}")
     return [str(text) for text in texts], False
+
+
+def iterate(inputs: Any, wanted: str) -> Iterator[Any]:
+    """Several texts one by one; their order must be the caller's, since rows have no other names.
+
+    Args:
+        inputs: what a caller gave.
+        wanted: what it must be, for the message.
+
+    Raises:
+        InputError: no iterable, or one that is not a sequence of texts.
+    """
+    if isinstance(inputs, set | frozenset):
+        raise InputError(f"inputs must be in an order, got a {type(inputs).__name__}: sort it")
+    try:
+        if not isinstance(inputs, str | bytes | Mapping):
+            return iter(inputs)
+    except TypeError:
+        pass
+    raise InputError(f"inputs must be {wanted}, got one {type(inputs).__name__}")
 
 
 def check_unicode(name: str, text: str) -> None:

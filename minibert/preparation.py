@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from minibert import log
 from minibert.arguments import check_unicode, is_integer
@@ -68,12 +68,9 @@ class Preparation:
         check_unicode("prompt", prompt)
         return prompt
 
-    def with_prompt(self, names: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
-        """Options of `encode` with the first of these prompts that the model has, or with none."""
-        if options.get("prompt") is None and options.get("prompt_name") is None:
-            found = next((name for name in names if name in self.prompts), None)
-            return {**options, "prompt": ""} if found is None else {**options, "prompt_name": found}
-        return options
+    def first_prompt(self, *names: str) -> str:
+        """The first of these prompts that the model has, "" where it has none."""
+        return next((self.prompts[name] for name in names if name in self.prompts), "")
 
     def measure(self, texts: Sequence[str]) -> dict[str, int]:
         """Sizes of a call with the default prompt: keywords of `Runner.memory_bound`."""

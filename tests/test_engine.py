@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import logging
@@ -205,6 +206,13 @@ def test_one_text_gives_one_vector_and_a_list_gives_rows(tiny: TinyModel) -> Non
         assert engine.encode(text for text in ["a", "b"]).shape == (2, 48)
 
 
+def test_float64_stays_float64_when_normalised(tiny: TinyModel) -> None:
+    with Engine.from_pretrained(tiny("bert"), device="numpy", dtype="float64") as engine:
+        rows = engine.encode(TEXTS, normalize_embeddings=True)
+        assert rows.dtype == engine.encode(TEXTS).dtype == np.float64
+        assert np.abs(np.linalg.norm(rows, axis=1) - 1).max() <= 4 * np.finfo(np.float64).eps
+
+
 def test_token_embeddings_and_everything(tiny: TinyModel) -> None:
     with Engine.from_pretrained(tiny("bert")) as engine:
         states = engine.encode(TEXTS, output_value="token_embeddings")
@@ -255,8 +263,52 @@ def test_a_stream_equals_one_call(tiny: TinyModel) -> None:
         )
         assert np.concatenate(chunks).tobytes() == whole.tobytes()
         assert list(engine.encode_stream([])) == []
-        with pytest.raises(InputError, match="ranges would differ"):
-            list(engine.encode_stream(["a"], precision="int8"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "int8"}, "ranges would differ"),
+        ({"precision": "int4"}, "precision must be"),
+        ({"chunk_size": 0}, "chunk_size must be"),
+        ({"inputs": "the cat"}, "inputs must be an iterable"),
+        ({"prompt_name": "passage"}, "prompt_name must be"),
+        ({"prompt": "\ud800"}, "prompt must be valid Unicode"),
+        ({"batch_size": 0}, "batch_size must be"),
+        ({"truncate_dim": 0}, "truncate_dim must be"),
+        ({"max_length": 1}, "max_length must"),
+        ({"truncation_side": "up"}, "truncation_side must be"),
+    ],
+)
+def test_a_stream_refuses_its_arguments_before_it_is_read(
+    tiny: TinyModel, options: dict[str, Any], message: str
+) -> None:
+    with Engine.from_pretrained(tiny("bert")) as engine:
+        with pytest.raises(InputError, match=message):
+            engine.encode_stream(**{"inputs": iter(["a"]), **options})
+        stream = engine.encode_stream(iter(["a"]), show_progress_bar=False)
+    with pytest.raises(EngineClosedError):
+        next(stream)
+    with pytest.raises(EngineClosedError):
+        engine.encode_stream(["a"])
+
+
+@pytest.mark.parametrize("call", ["encode_query", "encode_document"])
+def test_queries_and_documents_take_every_argument_of_encode(tiny: TinyModel, call: str) -> None:
+    own, plain = (inspect.signature(getattr(Engine, name)) for name in (call, "encode"))
+    assert own.parameters == plain.parameters
+    from sentence_transformers import SentenceTransformer
+
+    theirs = inspect.signature(getattr(SentenceTransformer, call))
+    positional = [*theirs.parameters][:8]  # self, inputs, ... precision
+    assert [*own.parameters][:8] == positional
+    with Engine.from_pretrained(tiny("bert"), prompts={"query": "sun ", "task": "ice "}) as engine:
+        encode = getattr(engine, call)
+        rows = encode(TEXTS, "task", None, 2, False, "sentence_embedding", "float32")
+        assert np.array_equal(rows, engine.encode(TEXTS, prompt="ice "))
+        with pytest.warns(DeprecationWarning, match="inputs="):
+            rows = encode(sentences=TEXTS, prompt="")
+        assert np.array_equal(rows, engine.encode(TEXTS))
 
 
 def test_truncation_is_counted_and_said_once(tiny: TinyModel) -> None:
