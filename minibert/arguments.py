@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator, Mapping
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
+from minibert import log
 from minibert.errors import InputError
 from minibert.precision import check_precision
 
@@ -28,7 +28,7 @@ def as_texts(inputs: Any, sentences: Any = None) -> tuple[list[str], bool]:
     if inputs is None:
         if sentences is None:
             raise InputError("inputs must be a text or several texts, got None")
-        warnings.warn("sentences= is called inputs= now", DeprecationWarning, stacklevel=3)
+        log.warn_caller("sentences= is called inputs= now", DeprecationWarning)
         inputs = sentences
     elif sentences is not None:
         raise InputError("inputs and sentences must not both be given: they are one argument")
@@ -96,7 +96,7 @@ def check_conversion(convert_to_numpy: object, convert_to_tensor: object) -> Non
         )
 
 
-def is_integer(value: object) -> bool:
+def is_integer(value: object) -> TypeGuard[int]:
     """Whether a value is a whole number; True and False are not."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 

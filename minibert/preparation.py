@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -159,10 +158,9 @@ class Preparation:
             self._warned = self._warned or warn
         if warn:
             longest = max(tokenized.num_tokens_before)
-            warnings.warn(
+            log.warn_caller(
                 f"{len(cut)} of {len(seqlens)} texts had more than max_length = {max_length} "
                 f"tokens and were cut (the longest has {longest}); this is said once, "
                 "engine.truncated_texts counts on",
                 TruncationWarning,
-                stacklevel=4,
             )
