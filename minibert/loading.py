@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from minibert.arguments import is_integer
 from minibert.config import EncoderConfig
 from minibert.errors import ConfigError, InputError
 from minibert.pooling import Step
@@ -156,16 +157,16 @@ def _max_length(
     limit, origin = config.max_tokens, "max_position_embeddings of config.json"
     special = tokenizer.num_special_tokens()
     if asked is not None:
-        if isinstance(asked, bool) or not isinstance(asked, int):
+        if not is_integer(asked):
             raise InputError(f"max_length must be a number, got {asked!r}")
         if not special < asked <= limit:
             raise InputError(
                 f"max_length must be {special + 1} to {limit}, the positions of this model, "
                 f"got {asked}"
             )
-        return asked, "asked for"
+        return int(asked), "asked for"
     if sentence.max_seq_length is not None:
-        named, where = sentence.max_seq_length, "max_seq_length of sentence_bert_config.json"
+        named, where = sentence.max_seq_length, f"max_seq_length of {sentence.length_file}"
     elif tokenizer.files.model_max_length is not None:
         named, where = tokenizer.files.model_max_length, "model_max_length of tokenizer_config.json"
     else:

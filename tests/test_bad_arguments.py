@@ -76,6 +76,27 @@ def test_wrong_arguments_of_loading_are_refused(
     assert set(threading.enumerate()) == threads
 
 
+def test_numpys_integers_are_numbers(good: Path) -> None:
+    options: dict[str, Any] = {
+        "max_length": 9,
+        "threads": 1,
+        "max_batch_tokens": 64,
+        "memory_limit": 10**9,
+        "truncate_dim": 8,
+        "truncation": "silent",
+    }
+    numpys = {
+        name: np.int64(value) if isinstance(value, int) else value
+        for name, value in options.items()
+    }
+    texts = ["the cat " * 20, "a dog"]
+    with Engine.from_pretrained(good, **options) as plain:
+        with Engine.from_pretrained(good, **numpys) as engine:
+            assert engine.max_length == 9
+            found = engine.encode(texts, batch_size=np.int64(1), max_length=np.int32(8))
+            assert np.array_equal(found, plain.encode(texts, batch_size=1, max_length=8))
+
+
 @pytest.mark.parametrize(
     ("inputs", "options", "words"),
     [
