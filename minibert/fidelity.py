@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 NEIGHBOURS = 10
 FEWEST_TEXTS = 3  # two pairwise similarities are needed for a correlation of ranks
-PAIRED_TEXTS = 4000  # 8 million pairs, whose ranks take half a gigabyte
+PAIRED_TEXTS = 2000  # 2 million pairs, which take 0.2 GB while they are ranked
 _BLOCK = 1 << 22  # cosines that the search for neighbours holds at once
 
 
@@ -31,7 +31,7 @@ class Fidelity:
         mean_cosine: between a text's two embeddings, over all texts; 1 is perfect.
         min_cosine: of the worst text.
         spearman: rank correlation of all pairwise cosines: does the order of similarities survive?
-            Of more than 4,000 texts, 4,000 at even distances are paired.
+            Of more than 2,000 texts, 2,000 at even distances are paired.
         top10_overlap: share of a text's ten nearest other texts that stay among its ten nearest.
         num_texts: how many texts this rests on.
     """
