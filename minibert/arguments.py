@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
+from minibert import log
 from minibert.errors import InputError
 from minibert.precision import check_precision
 
@@ -28,26 +28,49 @@ def as_texts(inputs: Any, sentences: Any = None) -> tuple[list[str], bool]:
     if inputs is None:
         if sentences is None:
             raise InputError("inputs must be a text or several texts, got None")
-        warnings.warn("sentences= is called inputs= now", DeprecationWarning, stacklevel=3)
+        log.warn_caller("sentences= is called inputs= now", DeprecationWarning)
         inputs = sentences
     elif sentences is not None:
         raise InputError("inputs and sentences must not both be given: they are one argument")
+    if isinstance(inputs, np.ndarray):
+        inputs = inputs.tolist()  # a 0-dimensional array is one text
     if isinstance(inputs, str):
         return [inputs], True
-    if isinstance(inputs, bytes | Mapping | int | float):
-        raise InputError(f"inputs must be a text or several texts, got {type(inputs).__name__}")
-    try:
-        texts = inputs.tolist() if isinstance(inputs, np.ndarray) else list(inputs)
-    except TypeError:
-        raise InputError(
-            f"inputs must be a text or several texts, got {type(inputs).__name__}"
-        ) from None
-    if isinstance(texts, str):  # a 0-dimensional array
-        return [texts], True
+    texts = list(iterate(inputs, "a text or several texts"))
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputError(f"text {i} must be a str, got {type(text).__name__}")
     return [str(text) for text in texts], False
+
+
+def iterate(inputs: Any, wanted: str) -> Iterator[Any]:
+    """Several texts one by one; their order must be the caller's, since rows have no other names.
+
+    Args:
+        inputs: what a caller gave.
+        wanted: what it must be, for the message.
+
+    Raises:
+        InputError: no iterable, or one that is not a sequence of texts.
+    """
+    if isinstance(inputs, set | frozenset):
+        raise InputError(f"inputs must be in an order, got a {type(inputs).__name__}: sort it")
+    try:
+        if not isinstance(inputs, str | bytes | Mapping):
+            return iter(inputs)
+    except TypeError:
+        pass
+    raise InputError(f"inputs must be {wanted}, got one {type(inputs).__name__}")
+
+
+def check_unicode(name: str, text: str) -> None:
+    """Refuse a text that has no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{name} must be valid Unicode, got a lone surrogate at character {error.start}"
+        ) from None
 
 
 def check_output(output_value: object, precision: str) -> None:
@@ -73,7 +96,7 @@ def check_conversion(convert_to_numpy: object, convert_to_tensor: object) -> Non
         )
 
 
-def is_integer(value: object) -> bool:
+def is_integer(value: object) -> TypeGuard[int]:
     """Whether a value is a whole number; True and False are not."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
@@ -113,7 +136,7 @@ def check_truncation(truncation: object, truncation_side: object) -> None:
     """Refuse unknown ways of cutting long texts."""
     if truncation not in ("warn", "error", "silent"):
         raise InputError(f"truncation must be warn, error or silent, got {truncation!r}")
-    if truncation_side not in ("right", "left"):
+    if truncation_side not in ("right", "left", None):
         raise InputError(f"truncation_side must be right or left, got {truncation_side!r}")
 
 

@@ -11,10 +11,10 @@ from minibert.errors import InputError, WeightsError
 from minibert.loading import LoadedModel, OpenedModel, add_tokenizer
 from minibert.ops.select import DeviceOptions, close_all, keep_packed, make_devices
 from minibert.pooling import output_dimension
-from minibert.preparation import Preparation, Truncation
+from minibert.preparation import Preparation, Truncation, find_prompt
 from minibert.runner import Runner, make_runner, prepare_model
 from minibert.similarity import SIMILARITIES
-from minibert.tokenizer import TruncationSide
+from minibert.tokenizer_files import TruncationSide
 from minibert.weights.checkpoint import load_encoder
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Wishes(NamedTuple):
     memory_limit: int | None
     max_length: int | None
     truncation: Truncation
-    truncation_side: TruncationSide
+    truncation_side: TruncationSide | None
     prompts: Mapping[str, str]
     default_prompt_name: str | None
     truncate_dim: int | None
@@ -67,7 +67,10 @@ def assemble(opened: OpenedModel, wishes: Wishes, background: Background | None)
         MemoryLimitError: memory_limit is too small for one token.
         InputError: a wish that this model cannot meet. No device is left open.
     """
-    prompts, default_prompt_name = _prompts(opened, wishes)
+    prompts = {**opened.sentence.prompts, **wishes.prompts}
+    default_prompt_name = wishes.default_prompt_name or opened.sentence.default_prompt_name
+    if default_prompt_name is not None:
+        find_prompt("default_prompt_name", default_prompt_name, prompts)
     function = wishes.similarity_function or opened.sentence.similarity
     if function not in SIMILARITIES:
         raise InputError(
@@ -93,7 +96,7 @@ def assemble(opened: OpenedModel, wishes: Wishes, background: Background | None)
     try:
         models = [prepare_model(ops, opened) for ops in devices]
         opened.weights.let_go()
-        loaded = add_tokenizer(opened, wishes.max_length)
+        loaded = add_tokenizer(opened, wishes.max_length, wishes.truncation_side)
         if background is not None and not background.wait():
             load_encoder(opened.encoder_folder, opened.config)  # says which weights, and how many
             raise WeightsError(
@@ -115,16 +118,6 @@ def assemble(opened: OpenedModel, wishes: Wishes, background: Background | None)
         prompts=prompts,
         default_prompt_name=default_prompt_name,
         truncation=wishes.truncation,
-        truncation_side=wishes.truncation_side,
     )
     dimension = wishes.truncate_dim or loaded.sentence.truncate_dim
     return Parts(loaded, runner, preparation, reason, dimension, function)
-
-
-def _prompts(opened: OpenedModel, wishes: Wishes) -> tuple[dict[str, str], str | None]:
-    prompts = {**opened.sentence.prompts, **wishes.prompts}
-    default = wishes.default_prompt_name or opened.sentence.default_prompt_name
-    if default is not None and (not isinstance(default, str) or default not in prompts):
-        known = f"one of {sorted(prompts)}" if prompts else "None: there are no prompts"
-        raise InputError(f"default_prompt_name must be {known}, got {default!r}")
-    return prompts, default

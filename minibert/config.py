@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from minibert.arguments import is_integer
 from minibert.compression_config import read_quantization, read_sparsity
 from minibert.errors import ConfigError
 from minibert.ops.interface import Activation
@@ -247,9 +248,7 @@ class EncoderConfig:
             )
         pad_token_id = values.get("pad_token_id", 1 if model_type in _ROBERTA_LIKE else 0)
         if pad_token_id is not None and (
-            isinstance(pad_token_id, bool)
-            or not isinstance(pad_token_id, int)
-            or not 0 <= pad_token_id < number("vocab_size", int)
+            not is_integer(pad_token_id) or not 0 <= pad_token_id < number("vocab_size", int)
         ):
             raise ConfigError(
                 f"{source}: pad_token_id must be an id below vocab_size, got {pad_token_id!r}"
@@ -260,9 +259,7 @@ class EncoderConfig:
             )
         hidden_size = number("hidden_size", int)
         embedding_size = values.get("embedding_size") if model_type == "electra" else None
-        if embedding_size is not None and (
-            isinstance(embedding_size, bool) or not isinstance(embedding_size, int)
-        ):
+        if embedding_size is not None and not is_integer(embedding_size):
             raise ConfigError(f"{source}: embedding_size must be a number, got {embedding_size!r}")
         try:
             return cls(
@@ -343,7 +340,7 @@ def _num_labels(values: Mapping[str, Any], source: str) -> int:
     count = values.get("num_labels")
     if count is None:
         return len(values.get("id2label") or ())
-    if isinstance(count, bool) or not isinstance(count, int):
+    if not is_integer(count):
         raise ConfigError(f"{source}: num_labels must be a number, got {count!r}")
     return count
 
@@ -368,9 +365,7 @@ def _pruned_heads(values: Mapping[str, Any], source: str) -> dict[int, tuple[int
 def _layer_shapes(values: Mapping[str, Any], source: str) -> tuple[tuple[int, int], ...]:
     shapes = values.get("layer_shapes") or []
     good = isinstance(shapes, list) and all(
-        isinstance(shape, list)
-        and len(shape) == 2
-        and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in shape)
+        isinstance(shape, list) and len(shape) == 2 and all(is_integer(n) and n > 0 for n in shape)
         for shape in shapes
     )
     if not good:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,15 +35,13 @@ from minibert.pooling import output_dimension
 from minibert.precision import Precision
 from minibert.preparation import Truncation
 from minibert.similarity import similarity
-from minibert.stream import in_chunks
-from minibert.tokenizer import TruncationSide
+from minibert.stream import StreamPrecision, encoded, in_chunks
+from minibert.tokenizer_files import TruncationSide
 
 if TYPE_CHECKING:
     from minibert.fidelity import Fidelity
 
 OutputValue = Literal["sentence_embedding", "token_embeddings"]
-
-_DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 
 
 class Engine:
@@ -76,7 +75,7 @@ class Engine:
         memory_limit: int | str | None = None,
         max_length: int | None = None,
         truncation: Truncation = "warn",
-        truncation_side: TruncationSide = "right",
+        truncation_side: TruncationSide | None = None,
         prompts: Mapping[str, str] | None = None,
         default_prompt_name: str | None = None,
         truncate_dim: int | None = None,
@@ -112,7 +111,8 @@ class Engine:
             max_length: most tokens of a text, special tokens included; from the files when None.
             truncation: a longer text is cut with one warning ("warn"), refused ("error") or cut
                 without a word ("silent").
-            truncation_side: which end of a text is cut off.
+            truncation_side: which end of a text is cut off, "right" or "left"; from the files when
+                None.
             prompts: name -> text put before an input; added to the model's own.
             default_prompt_name: prompt of calls that name none; the model's own when None.
             truncate_dim: leading dimensions to keep; the model's own setting when None.
@@ -210,12 +210,11 @@ class Engine:
     def memory_bound(self, texts: Sequence[str]) -> int:
         """Most bytes that `encode(texts)` takes beyond the loaded engine and the texts themselves.
 
-        Scratch memory of all streams, token ids, the tokenizer's own, the texts with the default
-        prompt in front where there is one, and the result.
+        Scratch memory of all streams, token ids, the tokenizer's own, and the result.
         """
-        sizes, prompted_bytes = self._preparation.measure(as_texts(texts)[0])
+        sizes = self._preparation.measure(as_texts(texts)[0])
         dimension = output_dimension(self._loaded.steps, self._loaded.config.hidden_size)
-        return self._runner.memory_bound(**sizes, dimension=dimension) + prompted_bytes
+        return self._runner.memory_bound(**sizes, dimension=dimension)
 
     def explain(self) -> str:
         """A report of every decision and where it came from."""
@@ -252,7 +251,8 @@ class Engine:
 
         Args:
             inputs: one text, or several.
-            prompt_name: a name of `prompts`; its text is put before every input.
+            prompt_name: a name of `prompts`, or "query" or "document", which are empty where the
+                model lacks them; its text is put before every input.
             prompt: a prompt itself; takes precedence over prompt_name.
             batch_size: most texts of a batch, besides the token budget.
             show_progress_bar: on standard error; None shows it where logging is at INFO or DEBUG.
@@ -311,32 +311,134 @@ class Engine:
         rows = finished(rows, normalize=normalize_embeddings, precision=precision)
         return rows[0] if single else rows
 
-    def encode_query(self, inputs: str | Sequence[str], **options: Any) -> Any:
+    def encode_query(
+        self,
+        inputs: str | Sequence[str] | NDArray[Any] | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        output_value: OutputValue | None = "sentence_embedding",
+        precision: Precision = "float32",
+        *,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        max_length: int | None = None,
+        truncation_side: TruncationSide | None = None,
+        sentences: str | Sequence[str] | None = None,
+    ) -> Any:
         """`encode` with the model's "query" prompt, or none: never the default one."""
-        return self.encode(inputs, **self._preparation.with_prompt(("query",), options))
+        if prompt is None and prompt_name is None:
+            prompt = self._preparation.first_prompt("query")
+        return self.encode(
+            inputs,
+            prompt_name,
+            prompt,
+            batch_size,
+            show_progress_bar,
+            output_value,
+            precision,
+            normalize_embeddings=normalize_embeddings,
+            truncate_dim=truncate_dim,
+            convert_to_numpy=convert_to_numpy,
+            convert_to_tensor=convert_to_tensor,
+            max_length=max_length,
+            truncation_side=truncation_side,
+            sentences=sentences,
+        )
 
-    def encode_document(self, inputs: str | Sequence[str], **options: Any) -> Any:
+    def encode_document(
+        self,
+        inputs: str | Sequence[str] | NDArray[Any] | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        output_value: OutputValue | None = "sentence_embedding",
+        precision: Precision = "float32",
+        *,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        max_length: int | None = None,
+        truncation_side: TruncationSide | None = None,
+        sentences: str | Sequence[str] | None = None,
+    ) -> Any:
         """`encode` with the first of "document", "passage", "corpus" that is a prompt, or none."""
-        return self.encode(inputs, **self._preparation.with_prompt(_DOCUMENT_PROMPTS, options))
+        if prompt is None and prompt_name is None:
+            prompt = self._preparation.first_prompt("document", "passage", "corpus")
+        return self.encode(
+            inputs,
+            prompt_name,
+            prompt,
+            batch_size,
+            show_progress_bar,
+            output_value,
+            precision,
+            normalize_embeddings=normalize_embeddings,
+            truncate_dim=truncate_dim,
+            convert_to_numpy=convert_to_numpy,
+            convert_to_tensor=convert_to_tensor,
+            max_length=max_length,
+            truncation_side=truncation_side,
+            sentences=sentences,
+        )
 
     def encode_stream(
-        self, inputs: Iterable[str], *, chunk_size: int = 4096, **options: Any
+        self,
+        inputs: Iterable[str],
+        *,
+        chunk_size: int = 4096,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        precision: StreamPrecision = "float32",
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        max_length: int | None = None,
+        truncation_side: TruncationSide | None = None,
     ) -> Iterator[NDArray[Any]]:
         """Encode more texts than fit in memory.
 
         Args:
             inputs: any iterable; read `chunk_size` texts at a time.
             chunk_size: texts that are tokenized, sorted and encoded together.
-            options: keywords of `encode`; a precision of int8 or uint8 is refused, since its
+            prompt_name: as in `encode`, and so the others.
+            prompt: a prompt itself.
+            batch_size: most texts of a batch.
+            show_progress_bar: one for each chunk.
+            precision: "float32", "binary" or "ubinary"; int8 and uint8 are refused, since their
                 ranges would differ from chunk to chunk.
+            normalize_embeddings: make every vector length 1.
+            truncate_dim: leading dimensions to keep.
+            max_length: most tokens of a text.
+            truncation_side: "right" or "left".
 
-        Yields:
-            (n, dimension) arrays, n at most `chunk_size`; together all texts, in order.
+        Returns:
+            An iterator over (n, dimension) arrays, n at most `chunk_size`; together all texts, in
+            order.
 
         Raises:
-            InputError: as `encode`, or chunk_size below 1.
+            InputError: as `encode`: at once for an argument, at its chunk for a text.
         """
-        return in_chunks(self.encode, inputs, chunk_size, options)
+        encode = partial(
+            self.encode,
+            prompt_name=prompt_name,
+            prompt=prompt,
+            batch_size=batch_size,
+            precision=precision,
+            normalize_embeddings=normalize_embeddings,
+            truncate_dim=truncate_dim,
+            max_length=max_length,
+            truncation_side=truncation_side,
+        )
+        chunks = in_chunks(inputs, chunk_size, precision)
+        encode([], show_progress_bar=False)  # refuses what would be refused with every chunk
+        return encoded(partial(encode, show_progress_bar=show_progress_bar), chunks)
 
     def similarity(self, first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float32]:
         """Scores of all pairs, (n, m), by the model's similarity function."""

@@ -49,11 +49,12 @@ def explain(
             "tokenizer",
             f"{loaded.tokenizer.vocab_size:,} tokens, from {loaded.origins['tokenizer']}",
         ),
-        *(("", note) for note in loaded.tokenizer.notes),
+        *(("", note) for note in loaded.tokenizer.files.notes),
         (
             "max_length",
             f"{loaded.max_length} tokens, from {loaded.origins['max_length']}; "
-            f"longer texts: {preparation.truncation}, {preparation.truncation_side}",
+            f"longer texts: {preparation.truncation}, cut on the {loaded.truncation_side} "
+            f"({loaded.origins['truncation_side']})",
         ),
         ("positions", f"from {config.first_position}, {config.max_tokens} of them"),
         ("steps", f"{_steps(loaded)}, from {loaded.origins['pooling']}"),

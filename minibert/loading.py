@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from minibert.arguments import is_integer
 from minibert.config import EncoderConfig
 from minibert.errors import ConfigError, InputError
 from minibert.pooling import Step
@@ -17,6 +18,7 @@ from minibert.sentence_config import (
     read_steps,
 )
 from minibert.tokenizer import Tokenizer
+from minibert.tokenizer_files import TruncationSide
 from minibert.weights.checkpoint import EncoderWeights, load_encoder
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class LoadedModel:
     """Everything that a folder says, read and checked.
 
     Attributes:
+        truncation_side: which end of a longer text is cut off.
         origins: decision -> where it came from, in the order of `explain`.
     """
 
@@ -55,6 +58,7 @@ class LoadedModel:
     sentence: SentenceConfig
     steps: tuple[Step, ...]
     max_length: int
+    truncation_side: TruncationSide
     origins: dict[str, str] = field(default_factory=dict)
 
 
@@ -113,8 +117,17 @@ def open_model(
     return OpenedModel(folder, where, config, weights, sentence, steps, modules.origin)
 
 
-def add_tokenizer(opened: OpenedModel, max_length: int | None = None) -> LoadedModel:
-    """Read the tokenizer, and settle how long a text may be.
+def add_tokenizer(
+    opened: OpenedModel,
+    max_length: int | None = None,
+    truncation_side: TruncationSide | None = None,
+) -> LoadedModel:
+    """Read the tokenizer, and settle how long a text may be and where a longer one is cut.
+
+    Args:
+        opened: from `open_model`.
+        max_length: as in `load_model`.
+        truncation_side: overrules the files.
 
     Raises:
         CheckpointError: as in `load_model`.
@@ -126,9 +139,11 @@ def add_tokenizer(opened: OpenedModel, max_length: int | None = None) -> LoadedM
     origins = {
         "pooling": pooling_origin,
         "max_length": limit_origin,
-        "tokenizer": tokenizer.source,
+        "truncation_side": "asked for" if truncation_side else tokenizer.files.truncation_origin,
+        "tokenizer": tokenizer.files.source,
     }
-    return LoadedModel(folder, config, weights, tokenizer, sentence, steps, limit, origins)
+    side = truncation_side or tokenizer.files.truncation_side
+    return LoadedModel(folder, config, weights, tokenizer, sentence, steps, limit, side, origins)
 
 
 def _max_length(
@@ -141,18 +156,18 @@ def _max_length(
     limit, origin = config.max_tokens, "max_position_embeddings of config.json"
     special = tokenizer.num_special_tokens()
     if asked is not None:
-        if isinstance(asked, bool) or not isinstance(asked, int):
+        if not is_integer(asked):
             raise InputError(f"max_length must be a number, got {asked!r}")
         if not special < asked <= limit:
             raise InputError(
                 f"max_length must be {special + 1} to {limit}, the positions of this model, "
                 f"got {asked}"
             )
-        return asked, "asked for"
+        return int(asked), "asked for"
     if sentence.max_seq_length is not None:
-        named, where = sentence.max_seq_length, "max_seq_length of sentence_bert_config.json"
-    elif tokenizer.model_max_length is not None:
-        named, where = tokenizer.model_max_length, "model_max_length of tokenizer_config.json"
+        named, where = sentence.max_seq_length, f"max_seq_length of {sentence.length_file}"
+    elif tokenizer.files.model_max_length is not None:
+        named, where = tokenizer.files.model_max_length, "model_max_length of tokenizer_config.json"
     else:
         named, where = limit, origin
     if named > limit:

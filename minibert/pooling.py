@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
 
+from minibert.arguments import is_integer
 from minibert.config import read_json
 from minibert.errors import ConfigError, WeightsError
 from minibert.ops.interface import Activation, Array, Ops, PoolMode
@@ -222,7 +223,7 @@ def load_dense(folder: Path, width: int) -> Dense:
             f"{source}: in_features must be {width}, got {values.get('in_features')!r}"
         )
     out_features = values.get("out_features")
-    if not isinstance(out_features, int) or isinstance(out_features, bool) or out_features < 1:
+    if not is_integer(out_features) or out_features < 1:
         raise ConfigError(f"{source}: out_features must be a number, got {out_features!r}")
     path = str(values.get("activation_function", "torch.nn.modules.activation.Tanh"))
     activation = path.rsplit(".", 1)[-1]

@@ -6,12 +6,12 @@ dimension, packed eight to a byte, the first dimension in the highest bit.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from minibert import log
 from minibert.errors import InputError
 
 Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
@@ -39,7 +39,7 @@ def quantize_embeddings(
     """Quantise embeddings.
 
     Args:
-        embeddings: (num_texts, dimension) floating.
+        embeddings: (num_texts, dimension) floating; arrays, or lists of numbers.
         precision: one of `PRECISIONS`.
         ranges: (2, dimension) smallest and largest value per dimension, for int8 and uint8.
         calibration_embeddings: (n, dimension) from which ranges are taken where none are given;
@@ -50,10 +50,12 @@ def quantize_embeddings(
         or uint8 (ubinary).
 
     Raises:
-        InputError: integer embeddings, an unknown precision, ranges of another shape, or int8
-            ranges wanted from a single embedding or from no calibration embeddings.
+        InputError: integer embeddings, an unknown precision, ranges of another shape, int8 ranges
+            wanted from a single embedding or from no calibration embeddings, or int8 of numbers
+            that are not finite.
     """
     check_precision(precision)
+    embeddings = _as_array("embeddings", embeddings)
     if not np.issubdtype(embeddings.dtype, np.floating):
         raise InputError(f"embeddings must be floating to be quantised, got {embeddings.dtype}")
     if precision == "float32":
@@ -66,19 +68,27 @@ def quantize_embeddings(
     if embeddings.ndim == 2 and embeddings.shape[0] == 0:
         return np.zeros(embeddings.shape, dtype)
     if ranges is None:
-        ranges = _ranges(
-            embeddings if calibration_embeddings is None else calibration_embeddings,
-            precision,
-            given=calibration_embeddings is not None,
-        )
-    ranges = np.asarray(ranges, np.float32)
+        given = calibration_embeddings is not None
+        rows = _as_array("calibration_embeddings", calibration_embeddings) if given else embeddings
+        ranges = _ranges(rows, precision, given=given)
+    ranges = np.asarray(_as_array("ranges", ranges), np.float32)
     if ranges.shape != (2, embeddings.shape[-1]):
         raise InputError(f"ranges must have shape (2, {embeddings.shape[-1]}), got {ranges.shape}")
+    for name, values in (("embeddings", embeddings), ("ranges", ranges)):
+        if not np.isfinite(values).all():
+            raise InputError(f"{name} must be finite for {precision}, got NaN or infinity")
     starts = ranges[0]
     steps = (ranges[1] - starts) / 255
     steps = np.where(steps == 0, 1, steps)
     levels = np.clip(np.floor((embeddings - starts) / steps), 0, 255)
     return np.asarray(levels if precision == "uint8" else levels - 128, dtype)
+
+
+def _as_array(name: str, values: Any) -> NDArray[Any]:
+    try:
+        return np.asarray(values)
+    except ValueError as error:  # rows of several lengths
+        raise InputError(f"{name} must be an array of numbers: {error}") from None
 
 
 def _ranges(rows: NDArray[Any], precision: str, *, given: bool) -> NDArray[Any]:
@@ -88,10 +98,9 @@ def _ranges(rows: NDArray[Any], precision: str, *, given: bool) -> NDArray[Any]:
             "its own range says nothing"
         )
     if not given and rows.shape[0] < _FEW_ROWS:
-        warnings.warn(
+        log.warn_caller(
             f"{precision} ranges come from {rows.shape[0]} embeddings; at least {_FEW_ROWS}, or "
             "ranges of your own, give levels that fit other texts too",
-            stacklevel=4,
         )
     if rows.ndim != 2 or not rows.shape[0]:
         raise InputError(

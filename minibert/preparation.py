@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-import sys
 import threading
-import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from minibert import log
-from minibert.arguments import is_integer
+from minibert.arguments import check_unicode, is_integer
 from minibert.errors import InputError, TruncationError, TruncationWarning
 from minibert.loading import LoadedModel
 from minibert.pooling import skipped_tokens
-from minibert.tokenizer import TokenizedTexts, TruncationSide
+from minibert.sentence_config import EMPTY_PROMPTS
+from minibert.tokenizer import TokenizedTexts
+from minibert.tokenizer_files import TruncationSide
 
 Truncation = Literal["warn", "error", "silent"]
+
+
+def find_prompt(argument: str, name: object, prompts: Mapping[str, str]) -> str:
+    """A prompt by its name; "query" and "document" are empty where a model lacks them.
+
+    Raises:
+        InputError: no such name; it names the argument.
+    """
+    known = {**EMPTY_PROMPTS, **prompts}
+    if not isinstance(name, str) or name not in known:
+        raise InputError(f"{argument} must be one of {sorted(known)}, got {name!r}")
+    return known[name]
 
 
 class Preparation:
@@ -28,14 +40,12 @@ class Preparation:
         prompts: Mapping[str, str],
         default_prompt_name: str | None,
         truncation: Truncation,
-        truncation_side: TruncationSide,
     ) -> None:
         """Hold the settings of an engine, already checked."""
         self._loaded = loaded
         self.prompts = dict(prompts)
         self.default_prompt_name = default_prompt_name
         self.truncation = truncation
-        self.truncation_side = truncation_side
         self.counts = {"texts": 0, "tokens": 0, "truncated": 0}
         self._warned = False
         self._lock = threading.Lock()
@@ -44,45 +54,35 @@ class Preparation:
         """The text that goes before every input of a call, "" for none.
 
         Raises:
-            InputError: no such name, or not a str.
+            InputError: no such name, or neither a str nor valid Unicode.
         """
         if prompt is not None:
             if not isinstance(prompt, str):
                 raise InputError(f"prompt must be a str, got {type(prompt).__name__}")
             if prompt_name is not None:
                 log.warning("prompt and prompt_name were both given: prompt_name is not used")
-            return prompt
-        name = prompt_name if prompt_name is not None else self.default_prompt_name
-        if name is None:
-            return ""
-        if not isinstance(name, str) or name not in self.prompts:
-            known = f"one of {sorted(self.prompts)}" if self.prompts else "None: the model has none"
-            raise InputError(f"prompt_name must be {known}, got {name!r}")
-        return self.prompts[name]
+        else:
+            name = prompt_name if prompt_name is not None else self.default_prompt_name
+            prompt = "" if name is None else find_prompt("prompt_name", name, self.prompts)
+        check_unicode("prompt", prompt)
+        return prompt
 
-    def with_prompt(self, names: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
-        """Options of `encode` with the first of these prompts that the model has, or with none."""
-        if options.get("prompt") is None and options.get("prompt_name") is None:
-            found = next((name for name in names if name in self.prompts), None)
-            return {**options, "prompt": ""} if found is None else {**options, "prompt_name": found}
-        return options
+    def first_prompt(self, *names: str) -> str:
+        """The first of these prompts that the model has, "" where it has none."""
+        return next((self.prompts[name] for name in names if name in self.prompts), "")
 
-    def measure(self, texts: Sequence[str]) -> tuple[dict[str, int], int]:
-        """Sizes of a call with the default prompt, and the bytes of prompted copies of its texts.
-
-        Returns:
-            Keywords of `Runner.memory_bound`, and bytes.
-        """
+    def measure(self, texts: Sequence[str]) -> dict[str, int]:
+        """Sizes of a call with the default prompt: keywords of `Runner.memory_bound`."""
         prompt = self.choose_prompt(None, None)
-        prompted = [prompt + text for text in texts]
-        tokenized = self._loaded.tokenizer.encode(prompted, max_length=self._loaded.max_length)
-        sizes = {
-            "num_texts": len(prompted),
+        tokenized = self._loaded.tokenizer.encode(
+            texts, prompt=prompt, max_length=self._loaded.max_length
+        )
+        return {
+            "num_texts": len(texts),
             "num_tokens": sum(tokenized.seqlens),
             "max_seqlen": max(tokenized.seqlens, default=0),
-            "characters": max(map(len, prompted), default=0),
+            "characters": len(prompt) + max(map(len, texts), default=0),
         }
-        return sizes, sum(map(sys.getsizeof, prompted)) if prompt else 0
 
     def prepare(
         self,
@@ -110,9 +110,10 @@ class Preparation:
         limit = self._choose_max_length(max_length)
         skip = self._skip(prompt, limit)
         tokenized = self._loaded.tokenizer.encode(
-            [prompt + text for text in texts],
+            texts,
+            prompt=prompt,
             max_length=limit,
-            truncation_side=truncation_side or self.truncation_side,
+            truncation_side=truncation_side or self._loaded.truncation_side,
         )
         self._count(tokenized, limit)
         return tokenized, skip
@@ -157,10 +158,9 @@ class Preparation:
             self._warned = self._warned or warn
         if warn:
             longest = max(tokenized.num_tokens_before)
-            warnings.warn(
+            log.warn_caller(
                 f"{len(cut)} of {len(seqlens)} texts had more than max_length = {max_length} "
                 f"tokens and were cut (the longest has {longest}); this is said once, "
                 "engine.truncated_texts counts on",
                 TruncationWarning,
-                stacklevel=4,
             )

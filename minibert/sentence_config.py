@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from minibert.arguments import is_integer
 from minibert.config import read_json
 from minibert.errors import ConfigError
 from minibert.pooling import (
@@ -45,6 +46,10 @@ _MUST_BE_EMPTY = (
 )
 
 
+EMPTY_PROMPTS: Mapping[str, str] = {"query": "", "document": ""}
+"""Prompts that every model has, empty where its files do not give them."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModuleList:
     """modules.json, resolved.
@@ -71,6 +76,7 @@ class SentenceConfig:
         truncate_dim: leading dimensions that are kept, None for all.
         max_seq_length: most tokens of a text, None where the files do not say.
         do_lower_case: texts are lower-cased before anything else.
+        length_file: the name of the file that sets these two.
     """
 
     prompts: Mapping[str, str] = field(default_factory=dict)
@@ -79,6 +85,7 @@ class SentenceConfig:
     truncate_dim: int | None = None
     max_seq_length: int | None = None
     do_lower_case: bool = False
+    length_file: str = _TRANSFORMER_CONFIGS[0]
 
 
 def read_modules(folder: Path) -> ModuleList:
@@ -194,30 +201,37 @@ def read_sentence_config(folder: Path, encoder_folder: Path) -> SentenceConfig:
     if not isinstance(prompts, dict) or any(not isinstance(p, str) for p in prompts.values()):
         raise ConfigError(f"{outer}: prompts must map names to texts, got {prompts!r}")
     default = values.get("default_prompt_name")
-    if default is not None and (not isinstance(default, str) or default not in prompts):
-        raise ConfigError(
-            f"{outer}: default_prompt_name must be one of {sorted(prompts)}, got {default!r}"
-        )
+    names = sorted({**EMPTY_PROMPTS, **prompts})
+    if default is not None and default not in names:
+        raise ConfigError(f"{outer}: default_prompt_name must be one of {names}, got {default!r}")
     similarity = values.get("similarity_fn_name") or "cosine"
     if similarity not in SIMILARITIES:
         raise ConfigError(
             f"{outer}: similarity_fn_name must be one of {', '.join(SIMILARITIES)}, "
             f"got {similarity!r}"
         )
-    max_seq_length, do_lower_case = _read_transformer_config(encoder_folder)
+    path = next(
+        (
+            encoder_folder / name
+            for name in _TRANSFORMER_CONFIGS
+            if (encoder_folder / name).exists()
+        ),
+        encoder_folder / _TRANSFORMER_CONFIGS[0],
+    )
+    max_seq_length, do_lower_case = _read_transformer_config(path)
     return SentenceConfig(
         prompts=prompts,
         default_prompt_name=default,
         similarity=similarity,
         truncate_dim=_length(outer, "truncate_dim", values.get("truncate_dim")),
         max_seq_length=max_seq_length,
+        length_file=path.name,
         do_lower_case=do_lower_case,
     )
 
 
-def _read_transformer_config(folder: Path) -> tuple[int | None, bool]:
-    path = next((folder / n for n in _TRANSFORMER_CONFIGS if (folder / n).exists()), None)
-    if path is None:
+def _read_transformer_config(path: Path) -> tuple[int | None, bool]:
+    if not path.exists():
         return None, False
     values = read_json(path)
     known = {
@@ -253,6 +267,6 @@ def _read_transformer_config(folder: Path) -> tuple[int | None, bool]:
 def _length(path: Path, key: str, value: object) -> int | None:
     if value is None:
         return None
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not is_integer(value) or value < 1:
         raise ConfigError(f"{path}: {key} must be a number of at least 1, got {value!r}")
     return value

@@ -56,7 +56,12 @@ def similarity(
     return out
 
 
-def normalize_rows(rows: NDArray[Any]) -> NDArray[np.float32]:
-    """Each row divided by its length, at least 1e-12 (torch.nn.functional.normalize)."""
+def normalize_rows(rows: NDArray[Any]) -> NDArray[Any]:
+    """Each row divided by its length, at least 1e-12 (torch.nn.functional.normalize).
+
+    Returns:
+        float64 for float64, else float32.
+    """
     norms = np.sqrt(np.square(rows, dtype=np.float64).sum(axis=-1, keepdims=True))
-    return np.asarray(rows / np.maximum(norms, 1e-12), np.float32)
+    dtype = np.float64 if rows.dtype == np.float64 else np.float32
+    return np.asarray(rows / np.maximum(norms, 1e-12), dtype)

@@ -10,18 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minibert.config import read_json
-from minibert.errors import ConfigError, InputError, TokenizerError
+from minibert.arguments import check_unicode
+from minibert.errors import InputError
+from minibert.tokenizer_files import TokenizerFiles, TruncationSide, read_tokenizer
 
-if TYPE_CHECKING:
-    import tokenizers
-
-TruncationSide = Literal["right", "left"]
 Text = str | tuple[str, str]
 """One text, or a pair of texts that the model reads together."""
 
@@ -30,7 +27,6 @@ Text = str | tuple[str, str]
 _CHUNK_TEXTS = 1024
 _CHUNK_CHARACTERS = 1 << 16
 _BYTES_PER_CHARACTER = 768  # measured: English 83, one-letter words 218, Chinese 479
-_NO_LIMIT = 10**9  # tokenizer_config.json writes huge numbers where it knows no limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,49 +61,21 @@ class TokenizedTexts:
 class Tokenizer:
     """A checkpoint's tokenizer. Thread-safe: no call changes it."""
 
-    def __init__(
-        self, backend: tokenizers.Tokenizer, *, model_max_length: int | None, source: str
-    ) -> None:
-        """Wrap a `tokenizers.Tokenizer`, whose truncation and padding are switched off.
+    def __init__(self, files: TokenizerFiles) -> None:
+        """Take a tokenizer, whose own truncation and padding are switched off.
 
         Args:
-            backend: the tokenizer; owned by this object from here on.
-            model_max_length: limit named by tokenizer_config.json, None when there is none.
-            source: where it came from, for `explain`.
+            files: what was read; its backend is owned by this object from here on.
         """
-        backend.no_truncation()
-        backend.no_padding()
-        self.backend = backend
-        self.model_max_length = model_max_length
-        self.source = source
-        self.notes: list[str] = []
+        self.backend = files.backend
+        self.files = files
+        self.backend.no_truncation()
+        self.backend.no_padding()
 
     @classmethod
     def from_folder(cls, folder: Path, *, do_lower_case: bool = False) -> Tokenizer:
-        """Load tokenizer.json, or build a WordPiece tokenizer from vocab.txt.
-
-        Args:
-            folder: the checkpoint.
-            do_lower_case: lower-case every text first (sentence_bert_config.json asks for it).
-
-        Raises:
-            TokenizerError: neither file is there, or a file is damaged.
-            ConfigError: tokenizer_config.json is not JSON, or a setting has a wrong type.
-        """
-        config_path = folder / "tokenizer_config.json"
-        config = read_json(config_path) if config_path.exists() else {}
-        _check_config(config_path, config)
-        backend, source = _load_backend(folder, config)
-        limit = config.get("model_max_length")
-        tokenizer = cls(
-            backend,
-            model_max_length=None if limit is None or limit >= _NO_LIMIT else int(limit),
-            source=source,
-        )
-        tokenizer.notes = _follow_config(backend, config)
-        if do_lower_case:
-            tokenizer.notes += _lower_first(backend)
-        return tokenizer
+        """Load a checkpoint's tokenizer; see `read_tokenizer`."""
+        return cls(read_tokenizer(folder, do_lower_case=do_lower_case))
 
     @property
     def vocab_size(self) -> int:
@@ -123,7 +91,8 @@ class Tokenizer:
         texts: Sequence[Text],
         *,
         max_length: int,
-        truncation_side: TruncationSide = "right",
+        prompt: str = "",
+        truncation_side: TruncationSide | None = None,
         first_index: int = 0,
     ) -> TokenizedTexts:
         """Turn texts into ids, special tokens included, at most `max_length` each.
@@ -131,14 +100,16 @@ class Tokenizer:
         Args:
             texts: texts, or pairs; a pair is cut at its longer text first.
             max_length: most tokens of a text, special tokens included.
-            truncation_side: which end is cut off.
+            prompt: put before every text that is no pair.
+            truncation_side: which end is cut off; None for the one that the files name.
             first_index: number of the first text, for messages.
 
         Raises:
             InputError: max_length leaves no room for a token, or a text is not valid Unicode.
         """
-        if truncation_side not in ("right", "left"):
-            raise InputError(f"truncation_side must be 'right' or 'left', got {truncation_side!r}")
+        side = self.files.truncation_side if truncation_side is None else truncation_side
+        if side not in get_args(TruncationSide):
+            raise InputError(f"truncation_side must be 'right' or 'left', got {side!r}")
         pairs = any(isinstance(text, tuple) for text in texts)
         special = self.num_special_tokens(pair=pairs)
         if max_length <= special:
@@ -148,19 +119,25 @@ class Tokenizer:
         ids: list[NDArray[np.int32]] = []
         types: list[NDArray[np.int32]] = []
         before: list[int] = []
-        for begin, end in _chunks(texts):
+        for begin, end in _chunks(texts, len(prompt)):
             chunk = list(texts[begin:end])
-            for text, encoding in zip(
-                chunk, self._encode_chunk(chunk, first_index + begin, offsets=False), strict=True
-            ):
+            prompted = chunk
+            if prompt:
+                prompted = [prompt + text if isinstance(text, str) else text for text in chunk]
+            try:
+                encodings = self._encode_chunk(prompted, offsets=False)
+            except (TypeError, UnicodeError):
+                _check_unicode(chunk, first_index + begin)  # says which text is at fault
+                raise
+            for text, encoding in zip(chunk, encodings, strict=True):
                 length = len(encoding)
                 before.append(length)
                 kept = None
                 if length > max_length:
                     if isinstance(text, str):
-                        kept = _kept(encoding, max_length, truncation_side)
+                        kept = _kept(encoding, max_length, side)
                     else:
-                        encoding = self._cut_pair(text, max_length, truncation_side)
+                        encoding = self._cut_pair(text, max_length, side)
                 input_ids = np.array(encoding.ids, np.int32)
                 type_ids = np.array(encoding.type_ids, np.int32)
                 ids.append(input_ids if kept is None else input_ids[kept])
@@ -173,43 +150,28 @@ class Tokenizer:
         As sentence-transformers counts: the prompt is tokenized alone, less a special token at
         its end.
         """
-        encoding = self._encode_chunk([prompt], 0)[0]
+        encoding = self._encode_chunk([prompt])[0]
         ends_special = bool(encoding.special_tokens_mask and encoding.special_tokens_mask[-1])
         return len(encoding) - int(ends_special)
 
     def encodings(self, texts: Sequence[Text], *, add_special_tokens: bool = True) -> list[Any]:
         """The `tokenizers.Encoding` of each text: tokens, character offsets, masks; uncut."""
-        return self._encode_chunk(list(texts), 0, add_special_tokens=add_special_tokens)
+        try:
+            return self._encode_chunk(list(texts), add_special_tokens=add_special_tokens)
+        except (TypeError, UnicodeError):
+            _check_unicode(texts, 0)
+            raise
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Token ids back to text."""
         return str(self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     def _encode_chunk(
-        self,
-        texts: list[Text],
-        first_index: int,
-        *,
-        add_special_tokens: bool = True,
-        offsets: bool = True,
+        self, texts: list[Text], *, add_special_tokens: bool = True, offsets: bool = True
     ) -> list[Any]:
         encode = self.backend.encode_batch if offsets else self.backend.encode_batch_fast
-        try:
-            encodings = encode(texts, add_special_tokens=add_special_tokens)
-        except (TypeError, UnicodeError):
-            # One text is at fault: find it, so that the message can name it.
-            for i, text in enumerate(texts):
-                for part in (text,) if isinstance(text, str) else text:
-                    try:
-                        part.encode()
-                    except UnicodeEncodeError as error:
-                        raise InputError(
-                            f"text {first_index + i} must be valid Unicode, got a lone surrogate "
-                            f"at character {error.start}"
-                        ) from None
-            raise
-        found: list[Any] = encodings
-        return found
+        encodings: list[Any] = encode(texts, add_special_tokens=add_special_tokens)
+        return encodings
 
     def _cut_pair(self, pair: tuple[str, str], max_length: int, side: TruncationSide) -> Any:
         first, second = self.backend.encode_batch(list(pair), add_special_tokens=False)
@@ -240,10 +202,17 @@ def scratch_bytes(longest: int) -> int:
     return _BYTES_PER_CHARACTER * (_CHUNK_CHARACTERS + longest)
 
 
-def _chunks(texts: Sequence[Text]) -> Iterator[tuple[int, int]]:
+def _check_unicode(texts: Sequence[Text], first_index: int) -> None:
+    """Refuse the first text that has no UTF-8, by its number."""
+    for i, text in enumerate(texts):
+        for part in (text,) if isinstance(text, str) else text:
+            check_unicode(f"text {first_index + i}", part)
+
+
+def _chunks(texts: Sequence[Text], prompt_length: int) -> Iterator[tuple[int, int]]:
     begin = characters = 0
     for i, text in enumerate(texts):
-        size = len(text) if isinstance(text, str) else sum(map(len, text))
+        size = prompt_length + (len(text) if isinstance(text, str) else sum(map(len, text)))
         full = characters + size > _CHUNK_CHARACTERS or i - begin == _CHUNK_TEXTS
         if full and i > begin:
             yield begin, i
@@ -264,117 +233,3 @@ def _shares(seqlens: list[int], room: int) -> list[int]:
         shares = [room // 2, room - room // 2]
         return shares if seqlens[0] <= seqlens[1] else shares[::-1]
     return [short, room - short] if seqlens[0] <= seqlens[1] else [room - short, short]
-
-
-def _check_config(path: Path, config: dict[str, Any]) -> None:
-    for key, allowed in (
-        ("do_lower_case", (True, False)),
-        ("strip_accents", (True, False, None)),
-        ("tokenize_chinese_chars", (True, False)),
-    ):
-        if key in config and not any(config[key] is value for value in allowed):
-            raise ConfigError(f"{path}: {key} must be a boolean, got {config[key]!r}")
-    limit = config.get("model_max_length")
-    is_number = isinstance(limit, int | float) and not isinstance(limit, bool)
-    if limit is not None and not (is_number and limit >= 1):
-        raise ConfigError(f"{path}: model_max_length must be at least 1, got {limit!r}")
-
-
-def _load_backend(folder: Path, config: dict[str, Any]) -> tuple[tokenizers.Tokenizer, str]:
-    import tokenizers  # while weights are laid out in the background
-
-    file = folder / "tokenizer.json"
-    if file.is_file():
-        try:
-            return tokenizers.Tokenizer.from_file(str(file)), "tokenizer.json"
-        except Exception as error:  # the Rust side raises bare Exception
-            raise TokenizerError(f"{file} must be a sound tokenizer file: {error}") from None
-    vocab = folder / "vocab.txt"
-    if vocab.is_file():
-        return _from_vocab(vocab, config), "vocab.txt"
-    others = [
-        name
-        for name in ("sentencepiece.bpe.model", "spiece.model", "vocab.json")
-        if (folder / name).exists()
-    ]
-    found = f"; {', '.join(others)} must be converted: save the tokenizer again with a current "
-    raise TokenizerError(
-        f"{folder} must hold tokenizer.json or vocab.txt, it has neither"
-        + (f"{found}version of transformers" if others else "")
-    )
-
-
-def _from_vocab(vocab: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
-    try:
-        tokens = vocab.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"{vocab} must be readable UTF-8: {error}") from None
-    if tokens and tokens[-1] == "":
-        tokens.pop()
-    ids = {token.rstrip("\r"): i for i, token in enumerate(tokens)}
-
-    def name(key: str, default: str) -> str:
-        token = config.get(key, default)
-        token = token.get("content") if isinstance(token, dict) else token
-        if not isinstance(token, str) or token not in ids:
-            raise TokenizerError(f"{vocab} must hold the {key} {token!r}, it does not")
-        return token
-
-    import tokenizers
-    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
-
-    unknown = name("unk_token", "[UNK]")
-    first, last = name("cls_token", "[CLS]"), name("sep_token", "[SEP]")
-    backend = tokenizers.Tokenizer(
-        models.WordPiece(ids, unk_token=unknown, max_input_chars_per_word=100)
-    )
-    backend.normalizer = normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
-        strip_accents=config.get("strip_accents"),
-        lowercase=config.get("do_lower_case", True),
-    )
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.post_processor = processors.BertProcessing((last, ids[last]), (first, ids[first]))
-    backend.decoder = decoders.WordPiece(prefix="##")
-    special = [unknown, first, last]
-    special += [token for token in ("[PAD]", "[MASK]") if token in ids and token not in special]
-    backend.add_special_tokens(special)
-    return backend
-
-
-def _follow_config(backend: tokenizers.Tokenizer, config: dict[str, Any]) -> list[str]:
-    """Let tokenizer_config.json overrule a BERT normalizer, as transformers does.
-
-    Its tokenizers of BERT's kind take their own defaults for keys that are not there; the class
-    without a kind keeps what tokenizer.json says.
-    """
-    normalizer = backend.normalizer
-    generic = config.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
-    if generic or type(normalizer).__name__ != "BertNormalizer":
-        return []
-    notes = []
-    for key, attribute, default in (
-        ("do_lower_case", "lowercase", True),
-        ("strip_accents", "strip_accents", None),
-        ("tokenize_chinese_chars", "handle_chinese_chars", True),
-    ):
-        wanted = config.get(key, default)
-        if wanted != getattr(normalizer, attribute):
-            setattr(normalizer, attribute, wanted)
-            source = "tokenizer_config.json" if key in config else "the default of BertTokenizer"
-            notes.append(f"{key} = {wanted} ({source} overrules tokenizer.json)")
-    if notes:
-        backend.normalizer = normalizer
-    return notes
-
-
-def _lower_first(backend: tokenizers.Tokenizer) -> list[str]:
-    from tokenizers import normalizers
-
-    lower = normalizers.Lowercase()
-    known = backend.normalizer
-    if getattr(known, "lowercase", None) is True:
-        return []
-    backend.normalizer = normalizers.Sequence([lower] if known is None else [lower, known])
-    return ["texts are lower-cased first (do_lower_case of sentence_bert_config.json)"]

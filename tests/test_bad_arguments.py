@@ -76,6 +76,27 @@ def test_wrong_arguments_of_loading_are_refused(
     assert set(threading.enumerate()) == threads
 
 
+def test_numpys_integers_are_numbers(good: Path) -> None:
+    options: dict[str, Any] = {
+        "max_length": 9,
+        "threads": 1,
+        "max_batch_tokens": 64,
+        "memory_limit": 10**9,
+        "truncate_dim": 8,
+        "truncation": "silent",
+    }
+    numpys = {
+        name: np.int64(value) if isinstance(value, int) else value
+        for name, value in options.items()
+    }
+    texts = ["the cat " * 20, "a dog"]
+    with Engine.from_pretrained(good, **options) as plain:
+        with Engine.from_pretrained(good, **numpys) as engine:
+            assert engine.max_length == 9
+            found = engine.encode(texts, batch_size=np.int64(1), max_length=np.int32(8))
+            assert np.array_equal(found, plain.encode(texts, batch_size=1, max_length=8))
+
+
 @pytest.mark.parametrize(
     ("inputs", "options", "words"),
     [
@@ -87,6 +108,9 @@ def test_wrong_arguments_of_loading_are_refused(
         (1.5, {}, ["inputs", "float"]),
         (object(), {}, ["inputs", "object"]),
         ({"text": "the cat"}, {}, ["inputs", "dict"]),
+        ({"the", "cat"}, {}, ["inputs", "order", "set"]),
+        (np.array(3), {}, ["inputs", "int"]),
+        (np.array(1.5), {}, ["inputs", "float"]),
         (["the", None], {}, ["text 1", "str", "NoneType"]),
         (["the", b"cat"], {}, ["text 1", "bytes"]),
         (["the", 3], {}, ["text 1", "int"]),
@@ -106,7 +130,9 @@ def test_wrong_arguments_of_loading_are_refused(
         ("the", {"prompt_name": "passage"}, ["prompt_name", "document", "query", "'passage'"]),
         ("the", {"prompt_name": ["query"]}, ["prompt_name", "['query']"]),
         ("the", {"prompt": 3}, ["prompt", "str", "int"]),
-        ("the", {"prompt": "\udc00"}, ["surrogate"]),
+        (["fine"], {"prompt": "ab\udc00"}, ["prompt must be valid", "character 2"]),
+        (["the", "ab\ud800"], {"prompt": "query: "}, ["text 1 must", "character 2"]),
+        (["the", "ab\ud800"], {"prompt_name": "query"}, ["text 1 must", "character 2"]),
         ("the", {"output_value": "tokens"}, ["output_value", "token_embeddings", "'tokens'"]),
         ("the", {"output_value": ["x"]}, ["output_value", "['x']"]),
         ("the", {"precision": "int4"}, ["precision", "ubinary", "'int4'"]),
@@ -170,6 +196,9 @@ def test_wrong_arguments_of_other_calls_are_refused(
         (None, {}, ["inputs", "iterable", "NoneType"]),
         (5, {}, ["inputs", "iterable", "int"]),
         (b"the", {}, ["inputs", "one bytes"]),
+        ({"the": 1}, {}, ["inputs", "one dict"]),
+        ({"the", "cat"}, {}, ["inputs", "order", "set"]),
+        (np.array("the"), {}, ["inputs", "iterable", "one ndarray"]),
         (["the", 3], {}, ["text 1", "int"]),
         (["the"] * 5 + [None], {"chunk_size": 2}, ["from text 4", "text 1", "NoneType"]),
         (["the"], {"chunk_size": 0}, ["chunk_size", "at least 1", "0"]),

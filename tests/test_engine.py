@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import logging
@@ -19,6 +20,7 @@ from minibert import Engine
 from minibert.budget import Budget, make_budget
 from minibert.errors import EngineClosedError, InputError, TruncationError, TruncationWarning
 from minibert.ops.reference import ReferenceOps
+from tests.checkpoints import edit_json, write_json
 from tests.conftest import TinyModel
 
 TEXTS = [
@@ -204,6 +206,13 @@ def test_one_text_gives_one_vector_and_a_list_gives_rows(tiny: TinyModel) -> Non
         assert engine.encode(text for text in ["a", "b"]).shape == (2, 48)
 
 
+def test_float64_stays_float64_when_normalised(tiny: TinyModel) -> None:
+    with Engine.from_pretrained(tiny("bert"), device="numpy", dtype="float64") as engine:
+        rows = engine.encode(TEXTS, normalize_embeddings=True)
+        assert rows.dtype == engine.encode(TEXTS).dtype == np.float64
+        assert np.abs(np.linalg.norm(rows, axis=1) - 1).max() <= 4 * np.finfo(np.float64).eps
+
+
 def test_token_embeddings_and_everything(tiny: TinyModel) -> None:
     with Engine.from_pretrained(tiny("bert")) as engine:
         states = engine.encode(TEXTS, output_value="token_embeddings")
@@ -254,8 +263,52 @@ def test_a_stream_equals_one_call(tiny: TinyModel) -> None:
         )
         assert np.concatenate(chunks).tobytes() == whole.tobytes()
         assert list(engine.encode_stream([])) == []
-        with pytest.raises(InputError, match="ranges would differ"):
-            list(engine.encode_stream(["a"], precision="int8"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "int8"}, "ranges would differ"),
+        ({"precision": "int4"}, "precision must be"),
+        ({"chunk_size": 0}, "chunk_size must be"),
+        ({"inputs": "the cat"}, "inputs must be an iterable"),
+        ({"prompt_name": "passage"}, "prompt_name must be"),
+        ({"prompt": "\ud800"}, "prompt must be valid Unicode"),
+        ({"batch_size": 0}, "batch_size must be"),
+        ({"truncate_dim": 0}, "truncate_dim must be"),
+        ({"max_length": 1}, "max_length must"),
+        ({"truncation_side": "up"}, "truncation_side must be"),
+    ],
+)
+def test_a_stream_refuses_its_arguments_before_it_is_read(
+    tiny: TinyModel, options: dict[str, Any], message: str
+) -> None:
+    with Engine.from_pretrained(tiny("bert")) as engine:
+        with pytest.raises(InputError, match=message):
+            engine.encode_stream(**{"inputs": iter(["a"]), **options})
+        stream = engine.encode_stream(iter(["a"]), show_progress_bar=False)
+    with pytest.raises(EngineClosedError):
+        next(stream)
+    with pytest.raises(EngineClosedError):
+        engine.encode_stream(["a"])
+
+
+@pytest.mark.parametrize("call", ["encode_query", "encode_document"])
+def test_queries_and_documents_take_every_argument_of_encode(tiny: TinyModel, call: str) -> None:
+    own, plain = (inspect.signature(getattr(Engine, name)) for name in (call, "encode"))
+    assert own.parameters == plain.parameters
+    from sentence_transformers import SentenceTransformer
+
+    theirs = inspect.signature(getattr(SentenceTransformer, call))
+    positional = [*theirs.parameters][:8]  # self, inputs, ... precision
+    assert [*own.parameters][:8] == positional
+    with Engine.from_pretrained(tiny("bert"), prompts={"query": "sun ", "task": "ice "}) as engine:
+        encode = getattr(engine, call)
+        rows = encode(TEXTS, "task", None, 2, False, "sentence_embedding", "float32")
+        assert np.array_equal(rows, engine.encode(TEXTS, prompt="ice "))
+        with pytest.warns(DeprecationWarning, match="inputs="):
+            rows = encode(sentences=TEXTS, prompt="")
+        assert np.array_equal(rows, engine.encode(TEXTS))
 
 
 def test_truncation_is_counted_and_said_once(tiny: TinyModel) -> None:
@@ -319,6 +372,65 @@ def test_a_call_does_not_wait_for_workers_that_are_busy_with_another(
             finally:
                 release.set()
         assert np.array_equal(rows, engine.encode(TEXTS))
+
+
+@pytest.mark.usefixtures("minutes_of_warnings")
+@pytest.mark.parametrize("include_prompt", [True, False])
+def test_a_model_that_cuts_on_the_left_equals_sentence_transformers(
+    tiny: TinyModel, tmp_path: Path, include_prompt: bool
+) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling
+
+    folder = tmp_path / "m"
+    save_sentence_model(folder, tiny("bert"), Pooling(48, include_prompt=include_prompt))
+    edit_json(folder / "tokenizer_config.json", truncation_side="left")
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    texts = ["dog " * 60 + "cat sat on the mat " * 10, *TEXTS]
+    options: dict[str, Any] = {"truncation": "silent"}
+    with Engine.from_pretrained(folder, **options) as engine:
+        assert "cut on the left (truncation_side of tokenizer_config.json)" in engine.explain()
+        for prompt in (None, "walk "):
+            expected = theirs.encode(texts, prompt=prompt)
+            assert np.abs(engine.encode(texts, prompt=prompt) - expected).max() <= CLOSE
+        left = engine.encode(texts)
+        right = engine.encode(texts, truncation_side="right")
+    with Engine.from_pretrained(folder, truncation_side="right", **options) as engine:
+        assert "cut on the right (asked for)" in engine.explain()
+        assert np.array_equal(engine.encode(texts), right)
+        assert np.array_equal(engine.encode(texts, truncation_side="left"), left)
+        assert not np.array_equal(left[0], right[0])
+
+
+@pytest.mark.usefixtures("minutes_of_warnings")
+@pytest.mark.parametrize("default", [None, "query", "document"])
+def test_query_and_document_name_no_prompt_where_the_model_has_none(
+    tiny: TinyModel, tmp_path: Path, default: str | None
+) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling
+
+    folder = tmp_path / "m"
+    save_sentence_model(folder, tiny("bert"), Pooling(48))
+    prompts = {"task": "walk the dog "}
+    write_json(
+        folder / "config_sentence_transformers.json",
+        {"prompts": prompts, "default_prompt_name": default},
+    )
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    with Engine.from_pretrained(folder) as engine:
+        for name in ("query", "document", "task", None):
+            expected = theirs.encode(TEXTS, prompt_name=name)
+            assert np.abs(engine.encode(TEXTS, prompt_name=name) - expected).max() <= CLOSE
+        for call in ("encode_query", "encode_document"):
+            expected = getattr(theirs, call)(TEXTS)
+            assert np.abs(getattr(engine, call)(TEXTS) - expected).max() <= CLOSE
+        with pytest.raises(ValueError, match="'passage' not found"):
+            theirs.encode(TEXTS, prompt_name="passage")
+        with pytest.raises(InputError, match=r"one of \['document', 'query', 'task'\]"):
+            engine.encode(TEXTS, prompt_name="passage")
+    with Engine.from_pretrained(tiny("bert"), default_prompt_name="query") as engine:
+        assert np.array_equal(engine.encode(TEXTS), engine.encode(TEXTS, prompt=""))
 
 
 @pytest.mark.usefixtures("minutes_of_warnings")

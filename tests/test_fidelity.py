@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minibert import Engine
+from minibert import Engine, fidelity
 from minibert.errors import InputError
 from minibert.fidelity import compare, spearman
 
@@ -45,6 +45,20 @@ def test_top10_overlap_is_the_share_of_common_neighbours() -> None:
     assert compare(rows, changed).top10_overlap == pytest.approx(shared / 300)
 
 
+def test_many_texts_are_paired_by_a_part_and_searched_in_blocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows, changed = np.random.default_rng(2).standard_normal((2, 40, 6))
+    whole = compare(rows, changed)
+    monkeypatch.setattr(fidelity, "_BLOCK", 7 * 40)  # 40 is no multiple of 7 texts
+    assert compare(rows, changed) == whole
+    monkeypatch.setattr(fidelity, "PAIRED_TEXTS", 14)
+    part = compare(rows, changed)
+    assert (part.mean_cosine, part.top10_overlap) == (whole.mean_cosine, whole.top10_overlap)
+    chosen = [3 * i for i in range(14)]  # 0 to 39 at even distances
+    assert part.spearman == pytest.approx(compare(rows[chosen], changed[chosen]).spearman)
+
+
 @pytest.mark.parametrize("shapes", [((2, 4), (2, 4)), ((5, 4), (5, 3)), ((5,), (5,))])
 def test_too_few_texts_and_other_shapes_are_refused(shapes: tuple[tuple[int, ...], ...]) -> None:
     with pytest.raises(InputError, match="must"):
@@ -58,3 +72,6 @@ def test_an_engine_compares_itself_with_a_folder_an_engine_or_vectors(tiny: obje
         assert by_folder == engine.fidelity(TEXTS, against=engine)
         assert by_folder == engine.fidelity(TEXTS, against=engine.encode(TEXTS))
         assert by_folder.mean_cosine == pytest.approx(1.0)
+        assert by_folder == engine.fidelity(iter(TEXTS), against=engine)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="at least 3, got 1"):
+            engine.fidelity("abc", against=engine)

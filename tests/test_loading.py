@@ -16,6 +16,7 @@ from minibert import Engine, engine
 from minibert.errors import TokenizerError, WeightsError
 from minibert.kernels.cpu import background
 from minibert.kernels.cpu.loader import available
+from minibert.loading import load_model
 from tests.checkpoints import edit_tensors
 from tests.threads import needs_tasks, new_threads, threads
 
@@ -128,6 +129,14 @@ def test_a_loaded_engine_has_no_thread_yet(tiny: Any) -> None:
     before = threads()
     with Engine.from_pretrained(folder):
         assert not new_threads(before)
+
+
+@pytest.mark.parametrize("name", ["sentence_bert_config.json", "sentence_roberta_config.json"])
+def test_the_file_that_limits_the_length_is_named(tiny: Any, tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(tiny("bert"), tmp_path / "model"))
+    (folder / name).write_text('{"max_seq_length": 32}')
+    loaded = load_model(folder)
+    assert (loaded.max_length, loaded.origins["max_length"]) == (32, f"max_seq_length of {name}")
 
 
 def test_the_tokenizer_is_refused_before_weights_that_are_not_finite(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minibert import Engine
+from minibert import Engine, quantize_embeddings
 from minibert.errors import (
     CheckpointError,
     ConfigError,
@@ -25,6 +25,8 @@ from minibert.errors import (
 )
 from tests.checkpoints import HIDDEN_SIZE
 from tests.refusals import mapped, refusal
+
+LONG = "the cat " * 200
 
 pytestmark = pytest.mark.usefixtures("quick_collection")
 
@@ -56,12 +58,13 @@ def test_one_text_gives_one_vector(engine: Engine, inputs: Any) -> None:
     assert engine.encode(inputs).shape == (HIDDEN_SIZE,)
 
 
-def test_a_set_is_taken_in_its_own_order(engine: Engine) -> None:
-    texts = {"the cat", "a dog", "paper"}
-    assert np.array_equal(engine.encode(texts), engine.encode(list(texts)))
+def test_an_error_of_the_callers_generator_is_the_callers(engine: Engine) -> None:
+    for call in (engine.encode, lambda texts: list(engine.encode_stream(texts))):
+        with pytest.raises(TypeError, match=r"has no len\(\)"):
+            call(len(number) for number in [1])  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("inputs", [[], (), np.array([], str), iter([]), set()])
+@pytest.mark.parametrize("inputs", [[], (), np.array([], str), iter([])])
 @pytest.mark.parametrize(
     ("options", "shape", "dtype"),
     [
@@ -103,13 +106,25 @@ def test_the_old_name_of_inputs_is_taken_with_a_warning(engine: Engine) -> None:
     assert np.array_equal(rows, engine.encode(["the cat"]))
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda engine: engine.encode(["the cat", LONG], precision="int8"),
+        lambda engine: engine.encode_query(sentences=["the cat", LONG]),
+        lambda engine: list(engine.encode_stream(["the cat", LONG])),
+        lambda engine: quantize_embeddings(np.eye(9), "int8"),
+    ],
+)
+def test_warnings_are_of_the_line_that_called(good: Path, call: Callable[[Engine], object]) -> None:
+    with Engine.from_pretrained(good) as engine, pytest.warns() as warned:
+        call(engine)
+    assert {warning.filename for warning in warned} == {__file__}
+
+
 def test_an_unknown_keyword_is_a_type_error(engine: Engine) -> None:
-    for name in ("encode", "encode_query", "encode_document"):
+    for name in ("encode", "encode_query", "encode_document", "encode_stream"):
         with pytest.raises(TypeError, match="normalise"):
             getattr(engine, name)("the", normalise=True)
-
-
-LONG = "the cat " * 200
 
 
 def test_a_long_text_is_refused_where_truncation_is_an_error(good: Path) -> None:

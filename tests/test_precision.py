@@ -142,6 +142,42 @@ def test_what_does_not_fit_is_refused(
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_lists_of_numbers_are_taken_as_arrays(precision: Precision) -> None:
+    values = rows(120, 6)
+    options: dict[str, Any] = {}
+    if precision in ("int8", "uint8"):
+        options = {"calibration_embeddings": rows(120, 6)}
+    expected = quantize_embeddings(values.astype(np.float64), precision, **options)
+    options = {name: array.tolist() for name, array in options.items()}
+    found = quantize_embeddings(values.tolist(), precision, **options)  # type: ignore[arg-type]
+    assert found.tobytes() == expected.tobytes()
+    with pytest.raises(InputError, match="embeddings must be an array of numbers"):
+        quantize_embeddings([[0.5, 0.5], [0.5]], precision)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("precision", ["int8", "uint8"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_levels_of_numbers_that_are_not_finite_are_refused(
+    precision: Precision, bad: float
+) -> None:
+    values = rows(120, 6)
+    spoilt = values.copy()
+    spoilt[3, 2] = bad
+    ranges = np.vstack([np.full(6, -1.0), np.full(6, 1.0)])
+    spoilt_ranges = ranges.copy()
+    spoilt_ranges[1, 2] = bad
+    calls: list[tuple[str, np.ndarray, dict[str, np.ndarray]]] = [
+        ("embeddings", spoilt, {}),
+        ("embeddings", spoilt, {"ranges": ranges}),
+        ("ranges", values, {"ranges": spoilt_ranges}),
+        ("ranges", values, {"calibration_embeddings": spoilt}),
+    ]
+    for name, embeddings, options in calls:
+        with pytest.raises(InputError, match=f"{name} must be finite for {precision}"):
+            quantize_embeddings(embeddings, precision, **options)
+
+
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "bool"])
 def test_integers_are_not_quantised_again(dtype: str) -> None:
     with pytest.raises(InputError, match=f"floating to be quantised, got {dtype}"):

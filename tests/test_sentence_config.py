@@ -219,7 +219,7 @@ def test_files_named_for_other_families_are_read(tmp_path: Path, family: str) ->
         (
             "config_sentence_transformers.json",
             {"prompts": {"a": ""}, "default_prompt_name": "b"},
-            ["default_prompt_name", "['a']", "'b'"],
+            ["default_prompt_name", "['a', 'document', 'query']", "'b'"],
         ),
         (
             "config_sentence_transformers.json",

@@ -92,6 +92,9 @@ def test_rows_are_normalised_as_torch_does() -> None:
     ours = normalize_rows(values)
     assert ours.dtype == np.float32
     assert np.abs(ours - exact).max() <= EPS  # one rounding of numbers up to 1
+    ours = normalize_rows(values.astype(np.float64))
+    assert ours.dtype == np.float64
+    assert np.abs(ours - exact).max() <= 4 * np.finfo(np.float64).eps  # sums in another order
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_vocab_txt_alone_gives_the_ids_of_transformers(vocab_only: Path, side: s
     assert ours(vocab_only, texts, 20, side) == theirs(vocab_only, texts, 20, side)
     couples: list[Text] = list(zip(random_texts(50, 9, 6), random_texts(50, 9, 7), strict=True))
     assert ours(vocab_only, couples, 12, side) == theirs(vocab_only, couples, 12, side)
-    assert Tokenizer.from_folder(vocab_only).source == "vocab.txt"
+    assert Tokenizer.from_folder(vocab_only).files.source == "vocab.txt"
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_tokenizer_config_overrules_as_in_transformers(
     write_json(folder / "tokenizer_config.json", values)
     texts: list[Text] = list(NASTY)
     assert ours(folder, texts, 64) == theirs(folder, texts, 64)
-    notes = Tokenizer.from_folder(folder).notes
+    notes = Tokenizer.from_folder(folder).files.notes
     assert any("tokenizer_config.json" in note for note in notes) or source == "vocab.txt"
 
 
@@ -92,8 +92,173 @@ def test_what_tokenizer_config_leaves_out_is_as_in_transformers(
     write_json(bert / "tokenizer_config.json", {"model_max_length": 64, **chosen, **settings})
     texts: list[Text] = ["THE Cat", "Café", "你好世界 cat"]
     assert ours(bert, texts, 64) == theirs(bert, texts, 64)
-    notes = Tokenizer.from_folder(bert).notes
+    notes = Tokenizer.from_folder(bert).files.notes
     assert any("overrules" in note for note in notes) == (name != "PreTrainedTokenizerFast")
+
+
+@pytest.mark.parametrize("named_in", ["tokenizer_config.json", "config.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "BertTokenizer",
+        "BertTokenizerFast",
+        "DistilBertTokenizer",
+        "ElectraTokenizerFast",
+        "MobileBertTokenizer",
+    ],
+)
+def test_vocab_txt_of_a_class_of_berts_kind_gives_the_ids_of_transformers(
+    vocab_only: Path, named_in: str, name: str
+) -> None:
+    write_json(vocab_only / named_in, {"model_type": "bert", "tokenizer_class": name})
+    texts: list[Text] = list(NASTY)
+    assert ours(vocab_only, texts, 64) == theirs(vocab_only, texts, 64)
+
+
+@pytest.mark.parametrize(
+    ("files", "word"),
+    [
+        (
+            {
+                "tokenizer_config.json": {
+                    "tokenizer_class": "BertJapaneseTokenizer",
+                    "word_tokenizer_type": "basic",
+                    "subword_tokenizer_type": "character",
+                }
+            },
+            "BertJapaneseTokenizer",
+        ),
+        (
+            {"config.json": {"model_type": "bert", "tokenizer_class": "RobertaTokenizer"}},
+            "RobertaTokenizer",
+        ),
+        ({"tokenizer_config.json": {"tokenizer_class": "MPNetTokenizer"}}, "MPNetTokenizer"),
+        ({"config.json": {"model_type": "roberta"}}, "roberta"),
+        ({"config.json": {"model_type": "camembert"}}, "camembert"),
+        ({"tokenizer_config.json": {"tokenizer_class": 3}}, "3"),
+    ],
+)
+def test_vocab_txt_of_a_class_that_cuts_in_another_way_is_refused(
+    vocab_only: Path, files: dict[str, Any], word: str
+) -> None:
+    texts: list[Text] = ["THE Cat sat on the mat", "你好 the cat"]
+    taken = ours(vocab_only, texts, 64)
+    for name, values in files.items():
+        write_json(vocab_only / name, values)
+    with pytest.raises(TokenizerError, match=f"tokenizer_class must be one of .*{word}"):
+        Tokenizer.from_folder(vocab_only)
+    if word != "3":
+        assert theirs(vocab_only, texts, 64) != taken
+
+
+ADDED = len(vocabulary())
+NEW_TEXTS: list[Text] = ["cat <New> the<new>cat [MORE] [more]", "[MASK] thecat", *NASTY]
+
+
+def rules(content: str, **others: Any) -> dict[str, Any]:
+    plain = dict.fromkeys(["lstrip", "rstrip", "single_word", "normalized"], False)
+    return {"content": content, "special": True, **plain, **others}
+
+
+@pytest.mark.parametrize("source", ["vocab.txt", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"added_tokens.json": {"[MORE]": ADDED + 1, "<new>": ADDED}},
+        {"added_tokens.json": {"cat": vocabulary().index("cat")}},
+        {
+            "added_tokens.json": {"<new>": ADDED},
+            "special_tokens_map.json": {"additional_special_tokens": ["<new>"]},
+        },
+        {
+            "added_tokens.json": {"<new>": ADDED},
+            "special_tokens_map.json": {"extra_special_tokens": ["<new>"]},
+        },
+        {"special_tokens_map.json": {"additional_special_tokens": ["<new>", "[MORE]"]}},
+        {"tokenizer_config.json": {"extra_special_tokens": ["<new>"]}},
+        {
+            "added_tokens.json": {"<new>": ADDED},
+            "tokenizer_config.json": {"additional_special_tokens": ["<new>"]},
+        },
+        {
+            "tokenizer_config.json": {
+                "added_tokens_decoder": {
+                    str(ADDED + 1): rules("[MORE]", special=False, normalized=True),
+                    str(ADDED): rules("<new>"),
+                    "4": rules("[MASK]"),
+                }
+            },
+            "added_tokens.json": {"<old>": ADDED},
+        },
+    ],
+)
+def test_added_tokens_have_the_ids_of_transformers(
+    bert: Path, vocab_only: Path, files: dict[str, Any], source: str
+) -> None:
+    folder = bert if source == "tokenizer.json" else vocab_only
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer"})
+    before = ours(folder, NEW_TEXTS, 64)
+    for name, values in files.items():
+        write_json(folder / name, values)
+    found = ours(folder, NEW_TEXTS, 64)
+    assert found == theirs(folder, NEW_TEXTS, 64)
+    assert found != before
+
+
+def test_special_tokens_of_vocab_txt_are_those_of_special_tokens_map(vocab_only: Path) -> None:
+    named = {"unk_token": "!", "cls_token": rules("money"), "mask_token": "sat"}
+    write_json(vocab_only / "special_tokens_map.json", named)
+    assert ours(vocab_only, NEW_TEXTS, 64) == theirs(vocab_only, NEW_TEXTS, 64)
+
+
+def test_an_added_token_with_an_id_that_it_cannot_have_is_refused(vocab_only: Path) -> None:
+    write_json(vocab_only / "added_tokens.json", {"<new>": ADDED + 5})
+    with pytest.raises(
+        TokenizerError, match=rf"added_tokens\.json: '<new>' .*{ADDED}.*{ADDED + 5}"
+    ):
+        Tokenizer.from_folder(vocab_only)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("added_tokens.json", {"<new>": "last"}),
+        ("added_tokens.json", {"<new>": None}),
+        ("tokenizer_config.json", {"added_tokens_decoder": ["<new>"]}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"x": rules("<new>")}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {str(ADDED): "<new>"}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {str(ADDED): rules(3)}}),  # type: ignore[arg-type]
+        ("special_tokens_map.json", {"additional_special_tokens": [["<new>"]]}),
+        ("special_tokens_map.json", {"additional_special_tokens": 3}),
+    ],
+)
+def test_malformed_added_tokens_are_refused(vocab_only: Path, name: str, values: Any) -> None:
+    write_json(vocab_only / name, values)
+    with pytest.raises(ConfigError, match="added tokens must be texts with ids"):
+        Tokenizer.from_folder(vocab_only)
+
+
+@pytest.mark.parametrize("named", ["left", "right", None])
+@pytest.mark.parametrize("in_file", ["Left", "Right", None])
+def test_a_text_is_cut_on_the_side_that_transformers_takes_from_the_files(
+    bert: Path, named: str | None, in_file: str | None
+) -> None:
+    if in_file is not None:
+        cut = {"direction": in_file, "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+        edit_json(bert / "tokenizer.json", truncation=cut)
+    if named is not None:
+        edit_json(bert / "tokenizer_config.json", truncation_side=named)
+    from transformers import AutoTokenizer
+
+    texts: list[Text] = ["the cat sat on the mat", ("the cat sat", "the dog on the mat")]
+    reference, tokenizer = AutoTokenizer.from_pretrained(bert), Tokenizer.from_folder(bert)
+    assert tokenizer.files.truncation_side == reference.truncation_side
+    expected = [
+        reference(*([text] if isinstance(text, str) else text), truncation=True, max_length=6)
+        for text in texts
+    ]
+    found = tokenizer.encode(texts, max_length=6).input_ids
+    assert [ids.tolist() for ids in found] == [item["input_ids"] for item in expected]
 
 
 def test_a_token_that_stands_twice_has_its_last_id_as_in_transformers(vocab_only: Path) -> None:
@@ -127,7 +292,7 @@ def test_lower_casing_comes_first_where_it_is_asked_for(bert: Path) -> None:
     plain = pairs_of(cased.encode(["the cat"], max_length=9))
     assert pairs_of(lowered.encode(["THE Cat"], max_length=9)) == plain
     assert pairs_of(cased.encode(["THE Cat"], max_length=9)) != plain
-    assert any("lower-cased" in note for note in lowered.notes)
+    assert any("lower-cased" in note for note in lowered.files.notes)
 
 
 @pytest.mark.parametrize(
@@ -171,6 +336,8 @@ def test_missing_or_damaged_files_are_named(
         ({"tokenize_chinese_chars": None}, ["tokenize_chinese_chars", "None"]),
         ({"model_max_length": "64"}, ["model_max_length", "'64'"]),
         ({"model_max_length": 0}, ["model_max_length", "0"]),
+        ({"truncation_side": "Left"}, ["truncation_side", "'Left'"]),
+        ({"truncation_side": None}, ["truncation_side", "None"]),
         ({"model_max_length": True}, ["model_max_length", "True"]),
         ({"model_max_length": float("nan")}, ["model_max_length", "nan"]),
         ({"do_lower_case": None}, ["do_lower_case", "None"]),
@@ -193,4 +360,4 @@ def test_model_max_length_is_read_where_it_is_one(
     bert: Path, limit: float, read: int | None
 ) -> None:
     edit_json(bert / "tokenizer_config.json", model_max_length=limit)
-    assert Tokenizer.from_folder(bert).model_max_length == read
+    assert Tokenizer.from_folder(bert).files.model_max_length == read

@@ -90,9 +90,7 @@ _ENGINE_OPTIONS = (
     click.option(
         "--truncation-side",
         type=Choice(["right", "left"]),
-        default="right",
-        show_default=True,
-        help="The end at which a long text is cut.",
+        help="The end at which a long text is cut.  [default: the model's own]",
     ),
     click.option("--threads", type=IntRange(min=1), help="CPU threads to use."),
     click.option(

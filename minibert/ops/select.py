@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minibert import log
+from minibert.arguments import is_integer
 from minibert.errors import DeviceError, DeviceOptionError, MissingDependencyError
 from minibert.ops.interface import Ops, check_matmul_precision
 
@@ -155,9 +156,7 @@ def check_device(device: str, options: DeviceOptions) -> None:
     """
     precision, threads = options.matmul_precision, options.threads
     check_matmul_precision(precision)
-    if threads is not None and (
-        isinstance(threads, bool) or not isinstance(threads, int) or threads < 1
-    ):
+    if threads is not None and (not is_integer(threads) or threads < 1):
         raise DeviceOptionError(f"threads must be at least 1, got {threads!r}")
     if not isinstance(device, str) or not _DEVICE.fullmatch(device):
         raise DeviceOptionError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,16 @@ def test_explain_prints_the_engine_s_report(run: Run, tiny_model: Path) -> None:
     assert result.exit_code == 0
     with Engine.from_pretrained(tiny_model, max_length=16) as engine:
         assert result.stdout.rstrip() == engine.explain().rstrip()
+
+
+def test_the_side_is_the_models_unless_it_is_named(
+    run: Run, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    (folder / "tokenizer_config.json").write_text('{"truncation_side": "left"}')
+    assert "cut on the left (truncation_side of tok" in run("explain", folder).stdout
+    named = run("explain", folder, "--truncation-side", "right")
+    assert "cut on the right (asked for)" in named.stdout
 
 
 def test_devices_are_named_in_the_report(run: Run, tiny_model: Path) -> None:

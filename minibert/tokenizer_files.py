@@ -1,0 +1,303 @@
+"""The files of a checkpoint's tokenizer: tokenizer.json or vocab.txt, and the settings beside it.
+
+As transformers reads them: a class that is named in tokenizer_config.json overrules what
+tokenizer.json says of BERT's normalizer, and tokens may be added by files of their own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+
+from minibert.config import read_json
+from minibert.errors import ConfigError, TokenizerError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+TruncationSide = Literal["right", "left"]
+
+# What reads vocab.txt as WordPiece with BERT's rules; "Fast" may follow the name.
+_WORDPIECE_CLASSES = (
+    "BertTokenizer",
+    "DistilBertTokenizer",
+    "ElectraTokenizer",
+    "MobileBertTokenizer",
+)
+_WORDPIECE_MODELS = ("bert", "distilbert", "electra")  # where no class is named
+_NAMED_TOKENS = tuple(f"{name}_token" for name in "bos eos unk sep pad cls mask".split())
+_MORE_TOKENS = ("additional_special_tokens", "extra_special_tokens")
+_TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+_NO_LIMIT = 10**9  # tokenizer_config.json writes huge numbers where it knows no limit
+
+
+class TokenizerFiles(NamedTuple):
+    """What the files say.
+
+    Attributes:
+        backend: with the truncation and padding of tokenizer.json.
+        source: the file that the backend was read from.
+        model_max_length: most tokens of a text, None where no file names a limit.
+        truncation_side: which end of a longer text is cut off.
+        truncation_origin: what names that side.
+        notes: settings that overrule the source, for `explain`.
+    """
+
+    backend: tokenizers.Tokenizer
+    source: str
+    model_max_length: int | None
+    truncation_side: TruncationSide
+    truncation_origin: str
+    notes: list[str]
+
+
+def read_tokenizer(folder: Path, *, do_lower_case: bool = False) -> TokenizerFiles:
+    """Load tokenizer.json, or build a WordPiece tokenizer from vocab.txt.
+
+    Args:
+        folder: the checkpoint.
+        do_lower_case: lower-case every text first (sentence_*_config.json asks for it).
+
+    Raises:
+        TokenizerError: neither file is there, a file is damaged, vocab.txt is of another class than
+            BERT's, or an added token has another id than its file says.
+        ConfigError: a settings file is not JSON, or a setting has a wrong type.
+    """
+    path = folder / "tokenizer_config.json"
+    config = _read_if_there(path)
+    if "additional_special_tokens" in config and not config.get("extra_special_tokens"):
+        config["extra_special_tokens"] = config.pop("additional_special_tokens")  # its older name
+    if "added_tokens_decoder" not in config:  # files before it was there
+        config |= _read_if_there(folder / "special_tokens_map.json")
+    _check_config(path, config)
+    backend, source = _load_backend(folder, config)
+    _add_tokens(backend, folder, config)
+    notes = _follow_config(backend, config)
+    if do_lower_case:
+        notes += _lower_first(backend)
+    limit = config.get("model_max_length")
+    most = None if limit is None or limit >= _NO_LIMIT else int(limit)
+    return TokenizerFiles(backend, source, most, *_truncation(backend, config), notes)
+
+
+def _read_if_there(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = read_json(path) if path.exists() else {}
+    return values
+
+
+def _check_config(path: Path, config: dict[str, Any]) -> None:
+    for key, allowed in (
+        ("do_lower_case", (True, False)),
+        ("strip_accents", (True, False, None)),
+        ("tokenize_chinese_chars", (True, False)),
+    ):
+        if key in config and not any(config[key] is value for value in allowed):
+            raise ConfigError(f"{path}: {key} must be a boolean, got {config[key]!r}")
+    side = config.get("truncation_side", "right")
+    if side not in get_args(TruncationSide):
+        raise ConfigError(f"{path}: truncation_side must be right or left, got {side!r}")
+    limit = config.get("model_max_length")
+    is_number = isinstance(limit, int | float) and not isinstance(limit, bool)
+    if limit is not None and not (is_number and limit >= 1):
+        raise ConfigError(f"{path}: model_max_length must be at least 1, got {limit!r}")
+
+
+def _truncation(
+    backend: tokenizers.Tokenizer, config: dict[str, Any]
+) -> tuple[TruncationSide, str]:
+    """The side on which texts are cut, and what names it: transformers' order."""
+    side: TruncationSide
+    if "truncation_side" in config:
+        side = config["truncation_side"]
+        return side, "truncation_side of tokenizer_config.json"
+    if backend.truncation is not None:
+        side = backend.truncation["direction"]
+        return side, "truncation of tokenizer.json"
+    return "right", "default"
+
+
+def _load_backend(folder: Path, config: dict[str, Any]) -> tuple[tokenizers.Tokenizer, str]:
+    import tokenizers  # while weights are laid out in the background
+
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        try:
+            return tokenizers.Tokenizer.from_file(str(file)), "tokenizer.json"
+        except Exception as error:  # the Rust side raises bare Exception
+            raise TokenizerError(f"{file} must be a sound tokenizer file: {error}") from None
+    vocab = folder / "vocab.txt"
+    if vocab.is_file():
+        _check_class(folder, config)
+        return _from_vocab(vocab, config), "vocab.txt"
+    others = [
+        name
+        for name in ("sentencepiece.bpe.model", "spiece.model", "vocab.json")
+        if (folder / name).exists()
+    ]
+    found = f"; {', '.join(others)} must be converted: save the tokenizer again with a current "
+    raise TokenizerError(
+        f"{folder} must hold tokenizer.json or vocab.txt, it has neither"
+        + (f"{found}version of transformers" if others else "")
+    )
+
+
+def _check_class(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse vocab.txt of a class that cuts words in another way, as transformers chooses it."""
+    model = _read_if_there(folder / "config.json")
+    name = config.get("tokenizer_class") or model.get("tokenizer_class")
+    if name is None:
+        kind = model.get("model_type", "bert")
+        known, found = kind in _WORDPIECE_MODELS, f"model_type {kind!r} without a tokenizer_class"
+    else:
+        known, found = str(name).removesuffix("Fast") in _WORDPIECE_CLASSES, repr(name)
+    if not known:
+        raise TokenizerError(
+            f"{folder}: tokenizer_class must be one of {', '.join(_WORDPIECE_CLASSES)} where there "
+            f"is vocab.txt and no tokenizer.json, got {found}"
+        )
+
+
+def _from_vocab(vocab: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
+    try:
+        tokens = vocab.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenizerError(f"{vocab} must be readable UTF-8: {error}") from None
+    if tokens and tokens[-1] == "":
+        tokens.pop()
+    ids = {token.rstrip("\r"): i for i, token in enumerate(tokens)}
+
+    def name(key: str, default: str) -> str:
+        token = _content(config.get(key, default))
+        if not isinstance(token, str) or token not in ids:
+            raise TokenizerError(f"{vocab} must hold the {key} {token!r}, it does not")
+        return token
+
+    import tokenizers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+    unknown = name("unk_token", "[UNK]")
+    first, last = name("cls_token", "[CLS]"), name("sep_token", "[SEP]")
+    backend = tokenizers.Tokenizer(
+        models.WordPiece(ids, unk_token=unknown, max_input_chars_per_word=100)
+    )
+    backend.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        strip_accents=config.get("strip_accents"),
+        lowercase=config.get("do_lower_case", True),
+    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.BertProcessing((last, ids[last]), (first, ids[first]))
+    backend.decoder = decoders.WordPiece(prefix="##")
+    special = [unknown, first, last]
+    for key, default in (("pad_token", "[PAD]"), ("mask_token", "[MASK]")):
+        token = _content(config.get(key, default))
+        special += [token] if token in ids and token not in special else []
+    backend.add_special_tokens(special)
+    return backend
+
+
+def _contents(tokens: Any) -> list[Any]:
+    return [*map(_content, tokens.values() if isinstance(tokens, dict) else tokens or ())]
+
+
+def _content(token: Any) -> Any:
+    """A token's text: settings hold it alone, or with the rules of its matching."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _add_tokens(backend: tokenizers.Tokenizer, folder: Path, config: dict[str, Any]) -> None:
+    """Add the tokens that other files than tokenizer.json and vocab.txt name.
+
+    They are those of added_tokens_decoder in tokenizer_config.json or, where that is not there, of
+    added_tokens.json; then the lists of more special tokens.
+    """
+    decoder = config.get("added_tokens_decoder")
+    path = folder / ("added_tokens.json" if decoder is None else "tokenizer_config.json")
+    values = _read_if_there(path) if decoder is None else decoder
+    if not values and not any(config.get(key) for key in _MORE_TOKENS):
+        return
+    try:
+        wanted, more = _added_tokens(values, config, by_id=decoder is not None)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: added tokens must be texts with ids: {error}") from None
+    here = {token.content for token in backend.get_added_tokens_decoder().values()}
+    backend.add_tokens([token for _, token in wanted if token.content not in here])
+    here |= {token.content for _, token in wanted}
+    backend.add_tokens([token for token in more if token.content not in here])
+    for index, token in wanted:
+        found = backend.token_to_id(token.content)
+        if found != index:
+            raise TokenizerError(
+                f"{path}: {token.content!r} must have the id {found}, as the other files have it, "
+                f"got {index}"
+            )
+
+
+def _added_tokens(
+    values: Any, config: dict[str, Any], *, by_id: bool
+) -> tuple[list[tuple[int, tokenizers.AddedToken]], list[tokenizers.AddedToken]]:
+    """Tokens with their ids, in their order, and those that take the ids after them.
+
+    Args:
+        values: id -> token and its rules, or (not `by_id`) token -> id.
+        config: names the special tokens.
+        by_id: which of the two.
+    """
+    from tokenizers import AddedToken
+
+    # The older name is left in special_tokens_map.json only, where transformers does not look for
+    # special tokens among those of added_tokens.json.
+    newer = _contents(config.get("extra_special_tokens"))
+    more = newer or _contents(config.get("additional_special_tokens"))
+    wanted = []
+    if by_id:
+        for index, rules in values.items():
+            known = {key: value for key, value in rules.items() if key in _TOKEN_FIELDS}
+            wanted.append((int(index), AddedToken(known.pop("content", None), **known)))
+    else:
+        special = {_content(config.get(key)) for key in _NAMED_TOKENS}
+        special |= {*newer}
+        for content, index in values.items():
+            known_special = content in special
+            token = AddedToken(content, normalized=not known_special, special=known_special)
+            wanted.append((int(index), token))
+    wanted.sort(key=lambda pair: pair[0])
+    return wanted, [AddedToken(content, special=True) for content in more]
+
+
+def _follow_config(backend: tokenizers.Tokenizer, config: dict[str, Any]) -> list[str]:
+    """Let tokenizer_config.json overrule a BERT normalizer, as transformers does.
+
+    Its tokenizers of BERT's kind take their own defaults for keys that are not there; the class
+    without a kind keeps what tokenizer.json says.
+    """
+    normalizer = backend.normalizer
+    generic = config.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    if generic or type(normalizer).__name__ != "BertNormalizer":
+        return []
+    notes = []
+    for key, attribute, default in (
+        ("do_lower_case", "lowercase", True),
+        ("strip_accents", "strip_accents", None),
+        ("tokenize_chinese_chars", "handle_chinese_chars", True),
+    ):
+        wanted = config.get(key, default)
+        if wanted != getattr(normalizer, attribute):
+            setattr(normalizer, attribute, wanted)
+            source = "tokenizer_config.json" if key in config else "the default of BertTokenizer"
+            notes.append(f"{key} = {wanted} ({source} overrules tokenizer.json)")
+    if notes:
+        backend.normalizer = normalizer
+    return notes
+
+
+def _lower_first(backend: tokenizers.Tokenizer) -> list[str]:
+    from tokenizers import normalizers
+
+    lower = normalizers.Lowercase()
+    known = backend.normalizer
+    if getattr(known, "lowercase", None) is True:
+        return []
+    backend.normalizer = normalizers.Sequence([lower] if known is None else [lower, known])
+    return ["texts are lower-cased first (do_lower_case of sentence_*_config.json)"]
