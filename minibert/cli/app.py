@@ -168,6 +168,8 @@ def _warnings_as_lines() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
+        if sys.stderr is None:  # closed by the caller; tqdm would write to stdout, into the data
+            return
         from tqdm import tqdm
 
         text = " ".join(str(message).split())
