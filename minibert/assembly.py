@@ -13,6 +13,7 @@ from minibert.ops.select import DeviceOptions, close_all, keep_packed, make_devi
 from minibert.pooling import output_dimension
 from minibert.preparation import Preparation, Truncation
 from minibert.runner import Runner, make_runner, prepare_model
+from minibert.sentence_config import DEFAULT_PROMPTS
 from minibert.similarity import SIMILARITIES
 from minibert.tokenizer import TruncationSide
 from minibert.weights.checkpoint import load_encoder
@@ -125,7 +126,7 @@ def assemble(opened: OpenedModel, wishes: Wishes, background: Background | None)
 def _prompts(opened: OpenedModel, wishes: Wishes) -> tuple[dict[str, str], str | None]:
     prompts = {**opened.sentence.prompts, **wishes.prompts}
     default = wishes.default_prompt_name or opened.sentence.default_prompt_name
-    if default is not None and (not isinstance(default, str) or default not in prompts):
-        known = f"one of {sorted(prompts)}" if prompts else "None: there are no prompts"
-        raise InputError(f"default_prompt_name must be {known}, got {default!r}")
+    named = {*DEFAULT_PROMPTS, *prompts}
+    if default is not None and (not isinstance(default, str) or default not in named):
+        raise InputError(f"default_prompt_name must be one of {sorted(named)}, got {default!r}")
     return prompts, default

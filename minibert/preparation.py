@@ -13,6 +13,7 @@ from minibert.arguments import is_integer
 from minibert.errors import InputError, TruncationError, TruncationWarning
 from minibert.loading import LoadedModel
 from minibert.pooling import skipped_tokens
+from minibert.sentence_config import DEFAULT_PROMPTS
 from minibert.tokenizer import TokenizedTexts, TruncationSide
 
 Truncation = Literal["warn", "error", "silent"]
@@ -55,10 +56,10 @@ class Preparation:
         name = prompt_name if prompt_name is not None else self.default_prompt_name
         if name is None:
             return ""
-        if not isinstance(name, str) or name not in self.prompts:
-            known = f"one of {sorted(self.prompts)}" if self.prompts else "None: the model has none"
-            raise InputError(f"prompt_name must be {known}, got {name!r}")
-        return self.prompts[name]
+        named = {**DEFAULT_PROMPTS, **self.prompts}
+        if not isinstance(name, str) or name not in named:
+            raise InputError(f"prompt_name must be one of {sorted(named)}, got {name!r}")
+        return named[name]
 
     def with_prompt(self, names: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
         """Options of `encode` with the first of these prompts that the model has, or with none."""

@@ -22,6 +22,9 @@ _TRANSFORMER_CONFIGS = tuple(
     for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 
+# Names that every model takes, as in sentence-transformers, with a prompt of its own or without.
+DEFAULT_PROMPTS = {"query": "", "document": ""}
+
 # Keys of sentence_*_config.json that would have to be honoured where they have a value.
 _MUST_BE_EMPTY = (
     "model_args",
@@ -189,9 +192,10 @@ def read_sentence_config(folder: Path, encoder_folder: Path) -> SentenceConfig:
     if not isinstance(prompts, dict) or any(not isinstance(p, str) for p in prompts.values()):
         raise ConfigError(f"{outer}: prompts must map names to texts, got {prompts!r}")
     default = values.get("default_prompt_name")
-    if default is not None and (not isinstance(default, str) or default not in prompts):
+    named = {*DEFAULT_PROMPTS, *prompts}
+    if default is not None and (not isinstance(default, str) or default not in named):
         raise ConfigError(
-            f"{outer}: default_prompt_name must be one of {sorted(prompts)}, got {default!r}"
+            f"{outer}: default_prompt_name must be one of {sorted(named)}, got {default!r}"
         )
     similarity = values.get("similarity_fn_name") or "cosine"
     if similarity not in SIMILARITIES:

@@ -322,6 +322,26 @@ def test_a_call_does_not_wait_for_workers_that_are_busy_with_another(
 
 
 @pytest.mark.usefixtures("minutes_of_warnings")
+@pytest.mark.parametrize("prompts", [{}, {"passage": "the moon "}, {"query": "the sun "}])
+def test_every_model_takes_the_prompt_names_query_and_document(
+    tiny: TinyModel, tmp_path: Path, prompts: dict[str, str]
+) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling
+
+    save_sentence_model(tmp_path / "m", tiny("bert"), Pooling(48))
+    path = tmp_path / "m" / "config_sentence_transformers.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "prompts": prompts}))
+    theirs = SentenceTransformer(str(tmp_path / "m"), device="cpu")
+    with Engine.from_pretrained(tmp_path / "m") as engine:
+        assert engine.prompts == prompts
+        for name in ("query", "document"):
+            expected = theirs.encode(TEXTS, prompt_name=name)
+            assert np.abs(engine.encode(TEXTS, prompt_name=name) - expected).max() <= CLOSE
+    with Engine.from_pretrained(tmp_path / "m", default_prompt_name="document") as engine:
+        assert np.abs(engine.encode(TEXTS) - expected).max() <= CLOSE
+
+
 def test_a_default_prompt_is_not_that_of_queries_and_documents(
     tiny: TinyModel, tmp_path: Path
 ) -> None:

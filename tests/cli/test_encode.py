@@ -197,7 +197,7 @@ def test_a_bad_line_leaves_no_file(run: Run, tiny_model: Path, tmp_path: Path) -
         (["MODEL", "in.txt", "-o", "out.npy", "--with-text"], "vectors only"),
         (["MODEL", "in.txt", "--max-length", "4", "--truncation", "error"], "4"),
         (["MODEL", "in.txt", "--truncate-dim", "99"], "truncate_dim"),
-        (["MODEL", "in.txt", "--prompt-name", "q"], "prompt_name must be None: the model has none"),
+        (["MODEL", "in.txt", "--prompt-name", "q"], "must be one of ['document', 'query']"),
         (["MODEL", "in.txt", "--prompt", "a", "--prompt-name", "q"], "--prompt must not come with"),
         (["MODEL", "in.txt", "--memory-limit", "much"], "memory_limit"),
         (["MODEL", "--text", "a cat", "--precision", "int8"], "must have two texts or more"),
