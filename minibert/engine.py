@@ -338,7 +338,7 @@ class Engine:
         """
         return in_chunks(self.encode, inputs, chunk_size, options)
 
-    def similarity(self, first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float32]:
+    def similarity(self, first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.floating[Any]]:
         """Scores of all pairs, (n, m), by the model's similarity function."""
         return similarity(first, second, self._similarity)
 
