@@ -22,10 +22,11 @@ sanitize: .venv/test.stamp
 	PYTHON="$(CURDIR)/$(PY)" tests/kernels/cpu/sanitize.sh address,undefined
 	PYTHON="$(CURDIR)/$(PY)" tests/kernels/cpu/sanitize.sh thread
 
-# Where PYTHON already has CuPy (a GPU image without a network), it is used as it is.
+# CUDA=12 is for a driver of CUDA 12. Where PYTHON already has CuPy (a GPU image without a network), it is used as it is.
+CUDA ?= 13
 GPU_PY = $(shell $(PYTHON) -c 'import cupy, tokenizers, safetensors' 2>/dev/null && echo $(PYTHON) || echo $(PY))
 gpu:
-	@test "$(GPU_PY)" != "$(PY)" || $(MAKE) --no-print-directory .venv/gpu.stamp
+	@test "$(GPU_PY)" != "$(PY)" || $(MAKE) --no-print-directory .venv/cuda$(CUDA).stamp
 	@$(GPU_PY) -m benchmarks.gpu $(GPU)
 
 # Options for a shorter or another run: make bench BENCH='--quick'
@@ -59,9 +60,11 @@ model: .venv/core.stamp
 	@$(PY) -m pip install -qq --editable '.[test]' || $(NETWORK)
 	@touch $@
 
-.venv/gpu.stamp: .venv/test.stamp
-	@echo "Installing CuPy into .venv ..."
-	@$(PY) -m pip install -qq --editable '.[cuda13]' || $(NETWORK)
+.venv/cuda$(CUDA).stamp: .venv/test.stamp
+	@echo "Installing CuPy for CUDA $(CUDA) into .venv ..."
+	@rm -f .venv/cuda*.stamp  # one CuPy at a time
+	@$(PY) -m pip uninstall -qqy cupy-cuda12x cupy-cuda13x nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12
+	@$(PY) -m pip install -qq --editable '.[cuda$(CUDA)]' || $(NETWORK)
 	@touch $@
 
 .venv/bench.stamp: .venv/core.stamp
@@ -70,4 +73,4 @@ model: .venv/core.stamp
 	@touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf kernels/cpu/_native*.so .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -113,6 +113,16 @@ class BuildPaths(build_ext):
     Paths that the compiler cannot build are left out; `minibert doctor` says which, and why.
     """
 
+    def run(self) -> None:
+        """Remove what an earlier build left in the checkout: this one may fail, as it is optional.
+
+        Else the new Python code would run on the old kernels, without a word.
+        """
+        if self.inplace or self.editable_mode:
+            for earlier in SOURCE.glob("_native*.so"):
+                earlier.unlink()
+        super().run()
+
     def build_extension(self, ext: Extension) -> None:
         """Wrap the compiler's hooks (unix compilers) for the time of the build."""
         left_out = self.paths_left_out()

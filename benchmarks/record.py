@@ -17,6 +17,7 @@ from benchmarks.harness import Run
 from benchmarks.models import MINILM, shape_of
 from benchmarks.rounds import DISTURBED_ABOVE
 from minibert.cli import machine
+from minibert.kernels.cpu import cores
 
 SCHEMA = 1
 THROUGHPUT = ("mixed", "short", "long", "request-32", "request-96")
@@ -28,8 +29,8 @@ def device() -> dict[str, Any]:
     return {
         "processor": machine.cpu_model(),
         "features": machine.cpu_features() or [],
-        "cores": machine.affinity_cores(),
-        "quota": machine.cgroup_cores(),
+        "cores": cores.affinity_cores(),
+        "quota": cores.cgroup_quota(),
         "memory_bytes": memory_bytes(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),

@@ -440,7 +440,7 @@ class Engine:
         encode([], show_progress_bar=False)  # refuses what would be refused with every chunk
         return encoded(partial(encode, show_progress_bar=show_progress_bar), chunks)
 
-    def similarity(self, first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float32]:
+    def similarity(self, first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.floating[Any]]:
         """Scores of all pairs, (n, m), by the model's similarity function."""
         return similarity(first, second, self._similarity)
 

@@ -15,7 +15,7 @@ _BLOCK = 1 << 22  # elements of the differences that a distance holds at once
 
 def similarity(
     first: NDArray[Any], second: NDArray[Any], function: str = "cosine"
-) -> NDArray[np.float32]:
+) -> NDArray[np.floating[Any]]:
     """All scores between two sets of embeddings.
 
     Args:
@@ -24,15 +24,17 @@ def similarity(
         function: cosine, dot, euclidean or manhattan; the last two are negative distances.
 
     Returns:
-        (n, m) float32.
+        (n, m) float32; float64 where either set is an array of that.
 
     Raises:
         InputError: an unknown function, something other than numbers, or dimensions that differ.
     """
     if function not in SIMILARITIES:
         raise InputError(f"similarity must be one of {', '.join(SIMILARITIES)}, got {function!r}")
+    doubles = any(getattr(rows, "dtype", None) == np.float64 for rows in (first, second))
+    dtype = np.float64 if doubles else np.float32
     try:
-        a, b = (np.atleast_2d(np.asarray(rows, np.float32)) for rows in (first, second))
+        a, b = (np.atleast_2d(np.asarray(rows, dtype)) for rows in (first, second))
     except (TypeError, ValueError) as error:
         raise InputError(f"embeddings must be arrays of numbers: {error}") from None
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
@@ -42,9 +44,9 @@ def similarity(
     if function == "cosine":
         a, b = normalize_rows(a), normalize_rows(b)
     if function in ("cosine", "dot"):
-        return np.asarray(a @ b.T, np.float32)
+        return np.asarray(a @ b.T)
     # Differences first: |a - b|^2 by its expansion cancels for near vectors, even in float64.
-    out = np.empty((len(a), len(b)), np.float32)
+    out = np.empty((len(a), len(b)), dtype)
     rows = max(1, _BLOCK // max(1, b.size))
     for begin in range(0, len(a), rows):
         differences = a[begin : begin + rows, None, :] - b  # (rows, m, dimension)

@@ -71,19 +71,23 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": "", **more}
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A copy of the checkout, built in place by the old compiler, and what the build printed."""
-    folder = tmp_path_factory.mktemp("old") / "checkout"
+def copy_of_checkout(folder: Path) -> Path:
     folder.mkdir()
-    script = folder.parent / "c++"
-    script.write_text(OLD_COMPILER.format(python=sys.executable, compiler=compiler))
-    script.chmod(0o755)
     skip = shutil.ignore_patterns("*.so", "__pycache__")
     for name in ("minibert", "kernels", "weights"):
         shutil.copytree(CHECKOUT / name, folder / name, symlinks=True, ignore=skip)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(CHECKOUT / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A copy of the checkout, built in place by the old compiler, and what the build printed."""
+    folder = copy_of_checkout(tmp_path_factory.mktemp("old") / "checkout")
+    script = folder.parent / "c++"
+    script.write_text(OLD_COMPILER.format(python=sys.executable, compiler=compiler))
+    script.chmod(0o755)
     done = subprocess.run(
         [sys.executable, "setup.py", "build_ext", "--inplace"],
         cwd=folder,
@@ -103,6 +107,31 @@ def run(folder: Path, *arguments: str) -> Any:
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        ("setup.py", "build_ext", "--inplace"),
+        ("-c", "from setuptools import build_meta; build_meta.build_editable('.')"),
+    ],
+    ids=["in place", "editable"],
+)
+def test_a_build_that_fails_leaves_no_extension_of_an_earlier_one(
+    tmp_path: Path, build: tuple[str, ...]
+) -> None:
+    folder = copy_of_checkout(tmp_path / "checkout")
+    earlier = folder / "kernels" / "cpu" / "_native.abi3.so"
+    earlier.write_bytes(b"old")
+    done = subprocess.run(
+        [sys.executable, *build],
+        cwd=folder,
+        env=environment(CC="false", CXX="false"),
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not earlier.exists()
 
 
 def test_only_the_paths_that_it_refuses_are_left_out(built: tuple[Path, str]) -> None:

@@ -469,6 +469,16 @@ def test_progress_bar_goes_to_standard_error(
         assert "6/6" in capsys.readouterr().err
 
 
+def test_float64_stays_float64_when_vectors_are_normalised(tiny: TinyModel) -> None:
+    with Engine.from_pretrained(tiny("bert"), device="numpy", dtype="float64") as engine:
+        plain = engine.encode(TEXTS[:3])
+        unit = engine.encode(TEXTS[:3], normalize_embeddings=True)
+        scores = engine.similarity(unit, plain)
+    assert plain.dtype == unit.dtype == scores.dtype == np.float64
+    expected = plain / np.linalg.norm(plain, axis=1, keepdims=True)
+    np.testing.assert_allclose(unit, expected, rtol=1e-14, atol=0)
+
+
 def test_a_closed_engine_says_so(tiny: TinyModel) -> None:
     engine = Engine.from_pretrained(tiny("bert"))
     engine.close()

@@ -224,7 +224,7 @@ def test_files_named_for_other_families_are_read(tmp_path: Path, family: str) ->
         (
             "config_sentence_transformers.json",
             {"prompts": {"a": ""}, "default_prompt_name": ["a"]},
-            ["default_prompt_name", "['a']"],
+            ["default_prompt_name", "got ['a']"],
         ),
         ("config_sentence_transformers.json", {"similarity_fn_name": "x"}, ["cosine", "'x'"]),
         ("config_sentence_transformers.json", {"similarity_fn_name": ["dot"]}, ["['dot']"]),

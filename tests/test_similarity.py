@@ -45,6 +45,16 @@ def test_scores_are_no_further_from_float64_than_those_of_sentence_transformers(
 
 
 @pytest.mark.parametrize("function", SIMILARITIES)
+def test_float64_stays_float64(function: str) -> None:
+    first, second = rows(5, 33).astype(np.float64) + 1e-12, rows(4, 33)
+    for a, b in ((first, second), (second, first)):
+        exact = theirs(function, a.astype(np.float64), b.astype(np.float64))
+        ours = similarity(a, b, function)
+        assert ours.dtype == np.float64
+        np.testing.assert_allclose(ours, exact, rtol=0, atol=1e-13)  # of scores up to 60
+
+
+@pytest.mark.parametrize("function", SIMILARITIES)
 def test_one_vector_is_one_row(function: str) -> None:
     first, second = rows(3, 8), rows(1, 8)[0]
     assert similarity(first, second, function).shape == (3, 1)

@@ -14,15 +14,18 @@ _Reader = Callable[[Path], "float | None"]
 
 def usable_cores() -> int:
     """Cores in the affinity mask, and no more than the control group's CPU quota, at least 1."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    quota = cgroup_quota(_MOUNT, _MEMBERSHIP)
+    cores, quota = affinity_cores(), cgroup_quota()
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 
-def cgroup_quota(mount: Path, membership: Path) -> float | None:
+def affinity_cores() -> int:
+    """Cores in the affinity mask: those that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cgroup_quota(mount: Path = _MOUNT, membership: Path = _MEMBERSHIP) -> float | None:
     """The tightest CPU quota of this process's control groups.
 
     Args:

@@ -1,4 +1,4 @@
-"""The command line: `minibert encode | explain | doctor | demo`.
+"""The command line: `minibert COMMAND`, one of `minibert.cli.app.COMMANDS`.
 
 The commands live in modules of their own and are imported when they are asked for; NumPy, the
 tokenizer and the engine are imported inside the commands, so that `minibert --help` is immediate.

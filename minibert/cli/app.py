@@ -133,7 +133,10 @@ def _discard_stdout() -> None:
 
 @contextmanager
 def _signals_as_exits() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP raise SystemExit, so that what is half done is removed."""
+    """Make SIGTERM and SIGHUP raise SystemExit, so that what is half done is removed.
+
+    A signal that is ignored stays so: `nohup minibert ...` outlives its terminal.
+    """
 
     def leave(signum: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + signum)
@@ -141,7 +144,11 @@ def _signals_as_exits() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {
+        number: signal.signal(number, leave)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN
+    }
     try:
         yield
     finally:
@@ -161,6 +168,8 @@ def _warnings_as_lines() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
+        if sys.stderr is None:  # closed by the caller; tqdm would write to stdout, into the data
+            return
         from tqdm import tqdm
 
         text = " ".join(str(message).split())

@@ -29,7 +29,13 @@ class CalibratedWriter:
     """A writer that spools float32 vectors to the disk and hands them on quantized at the end."""
 
     def __init__(
-        self, writer: VectorWriter, precision: Precision, dimension: int, folder: Path | None
+        self,
+        writer: VectorWriter,
+        precision: Precision,
+        dimension: int,
+        folder: Path | None,
+        *,
+        with_text: bool,
     ) -> None:
         """Open the spool.
 
@@ -38,9 +44,11 @@ class CalibratedWriter:
             precision: int8 or uint8.
             dimension: numbers in a vector.
             folder: where the spool lies, nameless; None is the system's temporary folder.
+            with_text: whether the writer wants the texts.
         """
         self._writer = writer
         self._precision = precision
+        self._with_text = with_text
         self._low = np.full(dimension, np.inf, np.float32)
         self._high = np.full(dimension, -np.inf, np.float32)
         self._num_rows = 0
@@ -58,7 +66,7 @@ class CalibratedWriter:
         np.minimum(self._low, chunk.min(axis=0), out=self._low)
         np.maximum(self._high, chunk.max(axis=0), out=self._high)
         self._vectors.write(chunk.tobytes())
-        for text in texts:
+        for text in texts if self._with_text else ():
             self._texts.write(json.dumps(text).encode("ascii") + b"\n")
         self._num_rows += len(chunk)
 

@@ -6,7 +6,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -92,7 +92,9 @@ def _show_agreement(asked: NDArray[np.float32]) -> None:
     click.echo(f"  largest difference from sentence-transformers' own vectors: {difference:.1e}")
 
 
-def _show_answers(question: str, row: NDArray[np.float32], texts: list[str], top: int) -> None:
+def _show_answers(
+    question: str, row: NDArray[np.floating[Any]], texts: list[str], top: int
+) -> None:
     """Print the best answer whole and the others cut to a line."""
     click.echo()
     click.secho(textwrap.shorten(question, _WIDTH, placeholder=" ..."), bold=True, fg="cyan")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
 from minibert.cli.compression import compression_options, local_model, read_texts, say, show
-from minibert.cli.options import debug_option
-from minibert.cli.readers import TextReader, find_source
+from minibert.cli.options import debug_option, progress_option
+from minibert.cli.readers import TextReader, check_stdin_once, find_source
 from minibert.cli.values import FloatRange, IntRange
 
 
@@ -50,9 +49,7 @@ from minibert.cli.values import FloatRange, IntRange
     show_default=True,
     help="Add a last linear map from the student's vectors to the teacher's.",
 )
-@click.option(
-    "--progress/--no-progress", default=None, help="Show a bar.  [default: on a terminal]"
-)
+@progress_option
 @debug_option
 def command(
     model: str,
@@ -70,7 +67,7 @@ def command(
     temperature: float,
     alpha: float,
     align: bool,
-    progress: bool | None,
+    progress: bool,
 ) -> None:
     """Write a student of MODEL with fewer layers to the folder OUTPUT.
 
@@ -82,6 +79,7 @@ def command(
     Of a BertForSequenceClassification the head is fitted to the teacher's answers, softened by
     --temperature, and to --labels where they are given.
     """
+    check_stdin_once((texts_file, labels_file))
     texts = read_texts(texts_file, field_name, max_texts)
 
     labels = None
@@ -105,7 +103,7 @@ def command(
         device=device,
         overwrite=overwrite,
         say=say,
-        progress=sys.stderr.isatty() if progress is None else progress,
+        progress=progress,
     )
     click.echo(f"layers kept: {', '.join(map(str, result.kept_layers))}")
     if result.head is not None:

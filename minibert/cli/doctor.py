@@ -18,6 +18,7 @@ import click
 import minibert
 from minibert.cli import machine
 from minibert.cli.options import debug_option
+from minibert.kernels.cpu import cores
 
 if TYPE_CHECKING:
     from minibert.kernels.cuda.launch import Target
@@ -107,13 +108,12 @@ def _machine() -> Iterator[Finding]:
 
 
 def _cores(section: str) -> Finding:
-    cores, quota = machine.affinity_cores(), machine.cgroup_cores()
-    total = os.cpu_count() or cores
-    value = f"{cores} of {total} usable by this process"
-    if quota is None or quota >= cores:
+    affinity, quota = cores.affinity_cores(), cores.cgroup_quota()
+    value = f"{affinity} of {os.cpu_count() or affinity} usable by this process"
+    if quota is None or quota >= affinity:
         return Finding(section, "cores", "ok", f"{value}, no smaller quota")
-    advice = f"more threads than the quota wait for each other: --threads {max(1, int(quota))}"
-    return Finding(section, "cores", "warn", f"{value}, but a quota of {quota:g}", advice)
+    value += f", a quota of {quota:g}: the kernels use {cores.usable_cores()}"
+    return Finding(section, "cores", "ok", value)
 
 
 def _arrays() -> Iterator[Finding]:
@@ -133,7 +133,15 @@ def _arrays() -> Iterator[Finding]:
         yield Finding(section, "BLAS", "ok", value)
     named = [f"{name}={os.environ[name]}" for name in _THREAD_VARIABLES if name in os.environ]
     count = "unknown" if blas.threads is None else str(blas.threads)
-    yield Finding(section, "BLAS threads", "ok", ", ".join([count, *named]))
+    value, usable = ", ".join([count, *named]), cores.usable_cores()
+    if blas.threads is None or blas.threads <= usable:
+        yield Finding(section, "BLAS threads", "ok", value)
+        return
+    advice = (
+        "where NumPy multiplies, more threads than usable cores wait for each other: "
+        f"OPENBLAS_NUM_THREADS={usable}"
+    )
+    yield Finding(section, "BLAS threads", "warn", value, advice)
 
 
 def _cpu_kernels() -> Iterator[Finding]:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import click
 
 from minibert.cli.atomic import AtomicFile
-from minibert.cli.options import debug_option, engine_options
+from minibert.cli.options import debug_option, engine_options, progress_option
 from minibert.cli.progress import Progress
-from minibert.cli.readers import FORMATS, STDIN, TextReader, find_source
+from minibert.cli.readers import FORMATS, STDIN, TextReader, check_stdin_once, find_source
 from minibert.cli.values import Choice, IntRange
 from minibert.cli.writers import open_writer, output_format
 from minibert.errors import InputError
@@ -74,9 +74,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Texts held in memory at a time.",
 )
-@click.option(
-    "--progress/--no-progress", default=None, help="Show a bar.  [default: on a terminal]"
-)
+@progress_option
 @engine_options
 @debug_option
 def command(
@@ -95,7 +93,7 @@ def command(
     precision: str,
     batch_size: int | None,
     chunk_size: int,
-    progress: bool | None,
+    progress: bool,
     **engine_keywords: Any,
 ) -> None:
     """Encode texts into vectors.
@@ -110,6 +108,7 @@ def command(
         raise click.UsageError("nothing to encode: give INPUT, - for standard input, or --text")
     if prompt is not None and prompt_name is not None:
         raise InputError("--prompt must not come with --prompt-name, got both")
+    check_stdin_once(inputs)
     reader = TextReader(literals, [find_source(name, input_format) for name in inputs], field_name)
     target = _output_file(output, overwrite, inputs)
     if target is None and sys.stdout is None:
@@ -142,15 +141,18 @@ def command(
             first = engine.encode([], **encode_keywords), []
         dtype, dimension = first[0].dtype, first[0].shape[1]
 
-        file = cast(BinaryIO, sys.stdout.buffer)
-        if target:
+        if target is None:
+            file = cast(BinaryIO, sys.stdout.buffer)
+        else:
             stack.push(target)  # first, so that an interruption in between leaves no partial file
             file = target.__enter__()
         written = np.dtype(precision) if calibrated else dtype
         writer = open_writer(file, chosen, written, dimension, with_text=with_text)
         if calibrated:
             folder = target.path.parent if target else None
-            writer = CalibratedWriter(writer, cast("Precision", precision), dimension, folder)
+            writer = CalibratedWriter(
+                writer, cast("Precision", precision), dimension, folder, with_text=with_text
+            )
         stack.enter_context(closing(writer))
         bar = stack.enter_context(Progress(reader.total_bytes, shown=progress))
         for vectors, texts in chain([first], chunks):

@@ -1,4 +1,4 @@
-"""What this machine is, read from the system: processor, usable cores, BLAS, GPU libraries.
+"""What this machine is, read from the system: processor, BLAS, GPU libraries.
 
 Every function returns None, or an empty value, where the system does not tell; none of them raises.
 """
@@ -9,7 +9,6 @@ import ctypes
 import ctypes.util
 import importlib.metadata
 import importlib.util
-import os
 import platform
 import re
 from collections.abc import Mapping
@@ -17,8 +16,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
-
-from minibert.kernels.cpu.cores import cgroup_quota
 
 FEATURES = {
     "SSE4.2": ("sse4_2",),
@@ -100,18 +97,6 @@ def cpu_features(cpuinfo: str | None = None) -> list[str] | None:
         return None
     flags = set(match[1].split())
     return [name for name, needed in FEATURES.items() if flags.issuperset(needed)]
-
-
-def affinity_cores() -> int:
-    """Return the cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def cgroup_cores() -> float | None:
-    """Return the cores that the control groups' quota amounts to, or None without a quota."""
-    return cgroup_quota(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))
 
 
 def blas() -> Blas | None:

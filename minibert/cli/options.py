@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +35,22 @@ def debug_option(function: Decorated) -> Decorated:
         is_eager=True,
         callback=_set_debug,
         help="On an error, show the traceback instead of one line.",
+    )(function)
+
+
+def _wants_progress(ctx: click.Context, param: click.Parameter, value: bool | None) -> bool:
+    if sys.stderr is None:  # closed by the caller: there is nowhere to draw
+        return False
+    return sys.stderr.isatty() if value is None else value
+
+
+def progress_option(function: Decorated) -> Decorated:
+    """Add `--progress/--no-progress`; the command is told whether to show a bar on stderr."""
+    return click.option(
+        "--progress/--no-progress",
+        default=None,
+        callback=_wants_progress,
+        help="Show a bar.  [default: on a terminal]",
     )(function)
 
 
@@ -94,6 +111,12 @@ _ENGINE_OPTIONS = (
     ),
     click.option("--threads", type=IntRange(min=1), help="CPU threads to use."),
     click.option(
+        "--packed-weights",
+        metavar="FOLDER",
+        type=PathTo(file_okay=False, path_type=Path),
+        help="Keep weights there as the CPU kernels lay them out: the next run starts sooner.",
+    ),
+    click.option(
         "--ignore-config-key",
         "ignore_config_keys",
         multiple=True,
@@ -108,7 +131,7 @@ _ENGINE_OPTIONS = (
 
 
 def engine_options(function: Decorated) -> Decorated:
-    """Add the keywords of `Engine.from_pretrained`, under the same names."""
+    """Add what the command line offers of `Engine.from_pretrained`, under its keywords' names."""
     for option in reversed(_ENGINE_OPTIONS):
         function = option(function)
     return function

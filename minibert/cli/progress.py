@@ -12,17 +12,17 @@ from typing import Any
 class Progress:
     """A bar over the bytes of the inputs, or a counter where their size is not known."""
 
-    def __init__(self, total_bytes: int | None, *, shown: bool | None) -> None:
+    def __init__(self, total_bytes: int | None, *, shown: bool) -> None:
         """Prepare the bar.
 
         Args:
             total_bytes: of all inputs, or None.
-            shown: None shows it where stderr is a terminal.
+            shown: whether there is one.
         """
         self._bar: Any = None
         self._num_texts = 0
         self._start = time.perf_counter()
-        if shown if shown is not None else sys.stderr.isatty():
+        if shown:
             from tqdm import tqdm
 
             counter = "{desc} [{elapsed}]"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
 from minibert.cli.compression import compression_options, local_model, read_texts, say, show
-from minibert.cli.options import debug_option
+from minibert.cli.options import debug_option, progress_option
 from minibert.cli.values import FloatRange, IntRange
 from minibert.errors import InputError
 
@@ -40,9 +39,7 @@ from minibert.errors import InputError
 @click.option(
     "--align", is_flag=True, help="Add a last linear map from the new vectors to the original's."
 )
-@click.option(
-    "--progress/--no-progress", default=None, help="Show a bar.  [default: on a terminal]"
-)
+@progress_option
 @debug_option
 def command(
     model: str,
@@ -57,7 +54,7 @@ def command(
     latency_ms: float | None,
     drop_layers: int,
     align: bool,
-    progress: bool | None,
+    progress: bool,
 ) -> None:
     """Write a smaller copy of MODEL to the folder OUTPUT, without retraining and without labels.
 
@@ -89,7 +86,7 @@ def command(
         device=device,
         overwrite=overwrite,
         say=say,
-        progress=sys.stderr.isatty() if progress is None else progress,
+        progress=progress,
     )
     for layer, (heads, width) in zip(result.kept_layers, result.shapes, strict=True):
         click.echo(f"layer {layer}: {heads} heads, {width} neurons")

@@ -29,7 +29,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from minibert.errors import InputError, MissingDependencyError
+from minibert.cli.parquet import pyarrow
+from minibert.errors import InputError
 
 FORMATS = ("lines", "jsonl", "csv", "parquet")
 STDIN = "-"
@@ -53,16 +54,21 @@ class Source:
     """A file, or standard input, and how it is read.
 
     Attributes:
-        name: as the user wrote it, for messages.
+        path: as the user wrote it; None is standard input.
         format: one of `FORMATS`.
         size_bytes: of the file; None where it is not known beforehand.
         gzipped: whether the name ends in `.gz`.
     """
 
-    name: str
+    path: str | None
     format: str
     size_bytes: int | None = None
     gzipped: bool = False
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return "standard input" if self.path is None else self.path
 
 
 @dataclass
@@ -116,7 +122,7 @@ def find_source(name: str, input_format: str | None, *, argument: str = "INPUT")
         InputError: where there is no such file or its format is not known.
     """
     if name == STDIN:
-        return Source("standard input", input_format or "lines")
+        return Source(None, input_format or "lines")
     try:
         status = os.stat(name)
     except (OSError, ValueError) as error:
@@ -140,15 +146,27 @@ def find_source(name: str, input_format: str | None, *, argument: str = "INPUT")
     return Source(name, chosen, size_bytes, gzipped)
 
 
+def check_stdin_once(names: Sequence[str | None]) -> None:
+    """Refuse a second `-`: what the first reads is gone.
+
+    Raises:
+        InputError: where standard input is named twice.
+    """
+    if names.count(STDIN) > 1:
+        raise InputError(
+            f"standard input must be named once, got {names.count(STDIN)} times {STDIN!r}"
+        )
+
+
 def _read(source: Source, field_name: str) -> Iterator[tuple[str, int]]:
     """Yield (text, bytes of the file read so far)."""
     with ExitStack() as stack:
-        if source.name == "standard input":
+        if source.path is None:
             if sys.stdin is None:
                 raise InputError("standard input must be open, it is closed")
             raw = cast(BinaryIO, sys.stdin.buffer)
         else:
-            raw = stack.enter_context(open(source.name, "rb"))
+            raw = stack.enter_context(open(source.path, "rb"))
         if source.format == "parquet":
             yield from _parquet(source, raw, field_name)
             return
@@ -242,14 +260,7 @@ def _csv(name: str, lines: Iterator[tuple[int, str]], field_name: str) -> Iterat
 
 
 def _parquet(source: Source, raw: BinaryIO, field_name: str) -> Iterator[tuple[str, int]]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise MissingDependencyError(
-            'Parquet needs pyarrow: pip install "minibert-engine[parquet]"'
-        ) from error
-
+    pa, pq = pyarrow()
     name = source.name
     try:
         # A pipe cannot seek, and Parquet begins at its end.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import click
 
 from minibert.cli.compression import compression_options, local_model, read_texts, say, show
-from minibert.cli.options import debug_option
+from minibert.cli.options import debug_option, progress_option
 from minibert.cli.values import Choice, FloatRange, IntRange
 
 if TYPE_CHECKING:
@@ -54,9 +53,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Rounds in which weights that do least are exchanged for others that would do more.",
 )
-@click.option(
-    "--progress/--no-progress", default=None, help="Show a bar.  [default: on a terminal]"
-)
+@progress_option
 @debug_option
 def command(
     model: str,
@@ -71,7 +68,7 @@ def command(
     method: str,
     reconstruct: str,
     regrow: int,
-    progress: bool | None,
+    progress: bool,
 ) -> None:
     """Write a copy of MODEL with weights left out one by one to the folder OUTPUT.
 
@@ -101,7 +98,7 @@ def command(
         overwrite=overwrite,
         device=device,
         say=say,
-        progress=sys.stderr.isatty() if progress is None else progress,
+        progress=progress,
     )
     worst = max(result.layers, key=lambda layer: layer.output_error)
     click.echo(f"largest error of a layer's outputs: {worst.output_error:.1%}, {worst.name}")

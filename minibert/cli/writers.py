@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from minibert.errors import InputError, MissingDependencyError
+from minibert.cli.parquet import pyarrow
+from minibert.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +36,7 @@ class VectorWriter(Protocol):
     """What receives the chunks of a run."""
 
     def write(self, vectors: NDArray[np.generic], texts: Sequence[str]) -> None:
-        """Append (n, dimension) vectors and the n texts that they belong to."""
+        """Append (n, dimension) vectors; their n texts are looked at where rows carry them."""
 
     def finish(self) -> None:
         """Write what belongs at the end, or at the beginning: the file is whole."""
@@ -58,7 +59,7 @@ def output_format(path: Path) -> str:
             "without -o, JSONL goes to standard output"
         )
     if chosen == "parquet":
-        _pyarrow()
+        pyarrow()
     return chosen
 
 
@@ -127,8 +128,10 @@ class JsonlWriter:
         """Append a line for each vector."""
         number = "%.9g" if vectors.dtype.kind == "f" else "%d"
         row_format = ", ".join([number] * vectors.shape[1])
-        for vector, text in zip(vectors.tolist(), texts, strict=True):
-            shown = f'"text": {json.dumps(text, ensure_ascii=False)}, ' if self._with_text else ""
+        for i, vector in enumerate(vectors.tolist()):
+            shown = ""
+            if self._with_text:
+                shown = f'"text": {json.dumps(texts[i], ensure_ascii=False)}, '
             row = row_format % tuple(vector)
             line = f'{{"index": {self._num_rows}, {shown}"embedding": [{row}]}}\n'
             self._file.write(line.encode("utf-8"))
@@ -149,7 +152,7 @@ class ParquetWriter:
         self, file: BinaryIO, dtype: np.dtype[Any], dimension: int, *, with_text: bool
     ) -> None:
         """Write the schema."""
-        self._pa, pq = _pyarrow()
+        self._pa, pq = pyarrow()
         self._dimension = dimension
         self._with_text = with_text
         self._num_rows = 0
@@ -178,14 +181,3 @@ class ParquetWriter:
         """End pyarrow's writer while its file is still open; after `finish` there is none."""
         if self._writer.is_open:
             self._writer.close()
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise MissingDependencyError(
-            'Parquet needs pyarrow: pip install "minibert-engine[parquet]"'
-        ) from error
-    return pa, pq

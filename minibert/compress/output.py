@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from minibert.errors import InputError
+from minibert.config import read_json
+from minibert.errors import ConfigError, InputError
+from minibert.sentence_config import read_modules
 
 
 def check_output(target: Path, source: Path, *, overwrite: bool) -> None:
@@ -24,7 +26,7 @@ def check_output(target: Path, source: Path, *, overwrite: bool) -> None:
         raise InputError(
             f"output must lie outside the model '{source}', which is never changed, got '{target}'"
         )
-    replaceable = (target / "config.json").is_file()
+    replaceable = _is_model(target)
     if target.exists() and not replaceable:
         raise InputError(
             f"output must not exist yet, got '{target}', which is no model folder to be replaced"
@@ -35,12 +37,23 @@ def check_output(target: Path, source: Path, *, overwrite: bool) -> None:
         raise InputError(f"output must lie in an existing, writable folder, got '{target}'")
 
 
+def _is_model(folder: Path) -> bool:
+    """Whether a folder holds a model: an encoder's config.json, and its weights beside it."""
+    try:
+        encoder_folder = read_modules(folder).encoder_folder
+        config = read_json(encoder_folder / "config.json")
+    except ConfigError:
+        return False
+    return "model_type" in config and any(encoder_folder.glob("*.safetensors"))
+
+
 @contextmanager
 def atomic_folder(target: Path, source: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Give a folder to write into, and its name when the block has succeeded.
 
     The folder is `.<name>.<random>.partial` beside the target. It is removed when the block raises;
-    a process that is killed outright leaves it under that name, never under the final one.
+    a process that is killed outright leaves it under that name, never under the final one. A model
+    that is replaced steps aside as `.<name>.<random>.old`, and back where the run ends there.
 
     Raises:
         InputError: see `check_output`.
@@ -49,23 +62,24 @@ def atomic_folder(target: Path, source: Path, *, overwrite: bool = False) -> Ite
     where = Path(os.path.realpath(target))
     tag = secrets.token_hex(4)
     partial = where.with_name(f".{where.name[:40]}.{tag}.partial")
+    aside = partial.with_suffix(".old")
     partial.mkdir()
     try:
         yield partial
         for path in partial.rglob("*"):
             _sync(path)
         _sync(partial)
+        check_output(target, source, overwrite=overwrite)  # again: the block may take hours
         if where.exists():
-            # A folder that is not empty cannot be replaced in one step: the old one steps aside.
-            aside = where.with_name(f".{where.name[:40]}.{tag}.old")
-            os.rename(where, aside)
-            os.rename(partial, where)
-            shutil.rmtree(aside)
-        else:
-            os.rename(partial, where)
+            os.rename(where, aside)  # a folder that is not empty cannot be replaced in one step
+        os.rename(partial, where)
         _sync(where.parent)
     finally:
+        if aside.exists() and partial.exists():  # stopped between the two
+            os.rename(aside, where)
         shutil.rmtree(partial, ignore_errors=True)
+        if aside.exists():
+            shutil.rmtree(aside)
 
 
 def _sync(path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -161,6 +163,21 @@ def test_an_interrupt_is_quiet(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
     fail_with(monkeypatch, KeyboardInterrupt())
     result = run("encode")
     assert (result.exit_code, result.output) == (130, "")
+
+
+def test_a_signal_that_is_ignored_stays_ignored(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command()
+    def hung_up() -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        click.echo("still here")
+
+    monkeypatch.setattr(app, "get_command", lambda ctx, name: hung_up)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        result = run("encode")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (result.exit_code, result.output) == (0, "still here\n")
 
 
 @pytest.mark.parametrize(("value", "coloured"), [("", True), ("1", False)])

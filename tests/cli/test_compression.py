@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,19 @@ def test_a_command_writes_a_model_and_a_table(
         assert engine.encode("the cat sat").shape == (48,)
 
 
+@pytest.mark.parametrize("command", ["prune --flops 0.9", "sparsify --pattern 2:4"])
+@pytest.mark.parametrize("bar", [(), ("--progress",)], ids=str)
+def test_a_closed_standard_error_is_no_place_for_a_bar(
+    tiny: Any, tmp_path: Path, texts_file: Path, command: str, bar: tuple[str, ...]
+) -> None:
+    name, *options = command.split()
+    arguments = (name, tiny("bert"), tmp_path / "out", "--texts", texts_file, *options, *bar)
+    shell = ["sh", "-c", '"$0" -m minibert "$@" 2>&-', sys.executable, *map(str, arguments)]
+    done = subprocess.run(shell, stdout=subprocess.PIPE, check=False)
+    assert done.returncode == 0
+    assert done.stdout.endswith(f"written to {tmp_path / 'out'}\n".encode())
+
+
 @pytest.mark.parametrize(
     "command", [("prune", "--speedup", "1"), ("distil", "--layers", "3", "--heads", "4")], ids=str
 )
@@ -71,6 +86,7 @@ def test_changing_nothing_is_said(
         (("quantize", "--no-gate", "--min-cosine", "0.9"), "--no-gate"),
         (("quantize", "--texts", "none.txt"), "--texts must be a readable file, got 'none.txt'"),
         (("distil", "--layers", "2", "--labels", "none.txt"), "--labels must be a readable file"),
+        (("distil", "--layers", "2", "--texts", "-", "--labels", "-"), "must be named once, got 2"),
         (("prune",), "--speedup, --flops, --latency-ms or --drop-layers, got none"),
         (("prune", "--drop-layers", "0"), "got none"),
         (("prune", "--flops", "0.0001"), "flops must be at least 0."),

@@ -9,7 +9,7 @@ from click.testing import Result
 
 import minibert
 from minibert.cli import doctor, machine
-from minibert.kernels.cpu import loader
+from minibert.kernels.cpu import cores, loader
 from minibert.ops import cpu
 
 Run = Callable[..., Result]
@@ -45,12 +45,19 @@ def test_whatever_is_a_warning_comes_with_advice(run: Run) -> None:
     assert all(f["advice"] for f in findings(run).values() if f["status"] == "warn")
 
 
-def test_a_quota_below_the_cores_is_a_warning(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "affinity_cores", lambda: 8)
-    monkeypatch.setattr(machine, "cgroup_cores", lambda: 2.5)
-    cores = findings(run)["cores"]
-    assert cores["status"] == "warn"
-    assert "--threads 2" in cores["advice"]
+@pytest.mark.parametrize(("blas_threads", "status"), [(3, "ok"), (8, "warn"), (None, "ok")])
+def test_a_quota_is_kept_by_the_kernels_and_may_be_passed_by_blas(
+    run: Run, monkeypatch: pytest.MonkeyPatch, blas_threads: int | None, status: str
+) -> None:
+    monkeypatch.setattr(cores, "affinity_cores", lambda: 8)
+    monkeypatch.setattr(cores, "cgroup_quota", lambda: 2.5)
+    monkeypatch.setattr(machine, "blas", lambda: machine.Blas("OpenBLAS", None, blas_threads))
+    found = findings(run)
+    assert (found["cores"]["status"], found["cores"]["advice"]) == ("ok", None)
+    assert "a quota of 2.5: the kernels use 3" in found["cores"]["value"]
+    threads = found["BLAS threads"]
+    assert threads["status"] == status
+    assert (threads["advice"] or "").endswith("OPENBLAS_NUM_THREADS=3") is (status == "warn")
 
 
 def test_a_processor_without_avx2_is_a_warning(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

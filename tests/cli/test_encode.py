@@ -49,6 +49,12 @@ def error_line(result: Result) -> str:
     return result.stderr
 
 
+def in_a_shell(redirection: str, *arguments: object) -> subprocess.CompletedProcess[bytes]:
+    """Run `minibert encode` as a shell does with `>&-` or the like behind it."""
+    command = ["sh", "-c", f'"$0" -m minibert encode "$@" {redirection}', sys.executable]
+    return subprocess.run([*command, *map(str, arguments)], capture_output=True, check=False)
+
+
 def test_npy_holds_a_row_for_each_line(
     run: Run, engine: Engine, tiny_model: Path, lines: Path, tmp_path: Path
 ) -> None:
@@ -135,6 +141,7 @@ def test_options_reach_the_engine(run: Run, tiny_model: Path, tmp_path: Path) ->
     options = ["--prompt", "the ", "--normalize", "--truncate-dim", 8, "--max-length", 6]
     options += ["--truncation", "silent", "--batch-size", 1, "--batch-tokens", 64, "--threads", 1]
     options += ["--memory-limit", "1GB", "--dtype", "float32", "--device", "cpu"]
+    options += ["--packed-weights", tmp_path / "packed"]
     result = run("encode", tiny_model, "--text", TEXTS[3], "-o", out, *options)
     assert (result.exit_code, result.output) == (0, "")
     engine = Engine.from_pretrained(tiny_model, truncation="silent")
@@ -143,6 +150,7 @@ def test_options_reach_the_engine(run: Run, tiny_model: Path, tmp_path: Path) ->
     )
     np.testing.assert_allclose(np.load(out), expected, rtol=0, atol=1e-6)
     assert np.load(out).shape == (1, 8)
+    assert list((tmp_path / "packed").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -197,6 +205,7 @@ def test_a_bad_line_leaves_no_file(run: Run, tiny_model: Path, tmp_path: Path) -
         (["MODEL", "in.txt", "--memory-limit", "much"], "memory_limit"),
         (["MODEL", "--text", "a cat", "--precision", "int8"], "must have two texts or more"),
         (["MODEL", "--text", "a\udcffcat"], "surrogate"),
+        (["MODEL", "-", "in.txt", "-"], "standard input must be named once, got 2 times '-'"),
         (["none", "in.txt"], "none"),
         (["in.txt", "in.txt"], "in.txt"),
         (["empty", "in.txt"], "config.json"),
@@ -228,14 +237,25 @@ def test_what_the_user_can_mend_is_a_line_and_exit_code_2(
 def test_a_closed_stream_is_named(
     tiny_model: Path, name: str, closed: str, arguments: list[str]
 ) -> None:
-    command = f'"$0" -m minibert encode "$@" {closed}'
-    done = subprocess.run(
-        ["sh", "-c", command, sys.executable, str(tiny_model), *arguments],
-        capture_output=True,
-        check=False,
-    )
+    done = in_a_shell(closed, tiny_model, *arguments)
     assert done.returncode == 2
     assert done.stderr.startswith(f"minibert: error: standard {name} must be open".encode())
+
+
+def test_a_file_needs_no_standard_output(tiny_model: Path, lines: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.npy"
+    done = in_a_shell(">&-", tiny_model, lines, "-o", out)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert np.load(out).shape == (5, 32)
+
+
+@pytest.mark.parametrize("bar", [[], ["--progress"]], ids=str)
+def test_without_standard_error_warnings_do_not_go_into_the_data(
+    tiny_model: Path, lines: Path, bar: list[str]
+) -> None:
+    done = in_a_shell("2>&-", tiny_model, lines, "--max-length", 4, *bar)
+    assert done.returncode == 0
+    assert len(rows(done.stdout)) == 5
 
 
 def test_overwrite_replaces(run: Run, tiny_model: Path, lines: Path, tmp_path: Path) -> None:

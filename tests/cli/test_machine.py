@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 
 import pytest
 
@@ -34,10 +33,6 @@ def test_an_arm_processor_is_read() -> None:
 def test_a_system_that_does_not_tell_is_unknown() -> None:
     assert machine.cpu_model("")
     assert machine.cpu_features("") is None
-
-
-def test_affinity_is_counted() -> None:
-    assert 1 <= machine.affinity_cores() <= (os.cpu_count() or 1)
 
 
 def test_numpy_s_blas_is_named() -> None:

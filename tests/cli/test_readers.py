@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 from pathlib import Path
 
@@ -104,6 +105,16 @@ def test_sources_and_literals_keep_their_order_and_count_bytes(tmp_path: Path) -
 
 def test_a_pipe_has_no_size() -> None:
     assert TextReader(sources=[find_source("-", None), Source("x", "lines", 3)]).total_bytes is None
+
+
+def test_a_file_called_standard_input_is_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file(tmp_path, "standard input", b"from the file\n")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"from the pipe\n")))
+    assert read(Path("standard input"), "lines") == ["from the file"]
+    assert read(Path("-")) == ["from the pipe"]
 
 
 @pytest.mark.parametrize(

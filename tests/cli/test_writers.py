@@ -3,13 +3,20 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from minibert.cli.calibrated import CalibratedWriter
-from minibert.cli.writers import JsonlWriter, NpyWriter, ParquetWriter, output_format
+from minibert.cli.writers import (
+    JsonlWriter,
+    NpyWriter,
+    ParquetWriter,
+    open_writer,
+    output_format,
+)
 from minibert.errors import InputError
 from minibert.precision import quantize_embeddings
 
@@ -64,7 +71,9 @@ def test_parquet_holds_fixed_size_lists(tmp_path: Path) -> None:
 def test_a_stream_is_quantized_like_one_array(tmp_path: Path, precision: str) -> None:
     expected, file = vectors(9000), io.BytesIO()
     dtype = np.dtype(precision)
-    writer = CalibratedWriter(JsonlWriter(file, with_text=True), precision, 7, tmp_path)
+    writer = CalibratedWriter(
+        JsonlWriter(file, with_text=True), precision, 7, tmp_path, with_text=True
+    )
     for start in range(0, 9000, 1000):
         writer.write(expected[start : start + 1000], [f"{start}\n"] * 1000)
     writer.finish()
@@ -76,8 +85,22 @@ def test_a_stream_is_quantized_like_one_array(tmp_path: Path, precision: str) ->
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("end", [".npy", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_texts_that_no_row_carries_are_not_looked_at(end: str, calibrated: bool) -> None:
+    unread: Any = None
+    file, dtype = io.BytesIO(), np.dtype(np.int8 if calibrated else np.float32)
+    writer = open_writer(file, output_format(Path(end[1:] + end)), dtype, 7, with_text=False)
+    if calibrated:
+        writer = CalibratedWriter(writer, "int8", 7, None, with_text=False)
+    writer.write(vectors(3), unread)
+    writer.finish()
+    writer.close()
+
+
 def test_one_vector_has_no_ranges() -> None:
-    writer = CalibratedWriter(JsonlWriter(io.BytesIO(), with_text=False), "int8", 7, None)
+    jsonl = JsonlWriter(io.BytesIO(), with_text=False)
+    writer = CalibratedWriter(jsonl, "int8", 7, None, with_text=False)
     writer.write(vectors(1), ["a"])
     with pytest.raises(InputError, match="int8"):
         writer.finish()
