@@ -10,13 +10,15 @@ export HF_HOME := $(CURDIR)/build/huggingface
 export MINIBERT_CACHE_DIR := $(CURDIR)/build/cache
 export MPLCONFIGDIR := $(CURDIR)/build/matplotlib
 
+# Parts of a target share .venv: one after the other, whatever -j says.
+.NOTPARALLEL:
 .PHONY: demo test bench gpu sanitize lint format model clean
 
 demo: .venv/core.stamp
 	@$(PY) -m minibert demo --models-folder $(MODELS)
 
 test: lint model
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 sanitize: .venv/test.stamp
 	PYTHON="$(CURDIR)/$(PY)" tests/kernels/cpu/sanitize.sh address,undefined
@@ -55,10 +57,12 @@ model: .venv/core.stamp
 	@$(PY) -m pip install -qq --editable . || $(NETWORK)
 	@touch $@
 
-.venv/test.stamp: .venv/core.stamp
-	@echo "Installing the test tools into .venv ..."
+# Tests also run the paths in software, which no user needs.
+.venv/test.stamp .venv/cuda$(CUDA).stamp: export MINIBERT_SOFTWARE_PATHS := 1
+.venv/test.stamp: .venv/python.stamp $(SOURCES)
+	@echo "Installing minibert and the test tools into .venv ..."
 	@$(PY) -m pip install -qq --editable '.[test]' || $(NETWORK)
-	@touch $@
+	@touch .venv/core.stamp $@
 
 .venv/cuda$(CUDA).stamp: .venv/test.stamp
 	@echo "Installing CuPy for CUDA $(CUDA) into .venv ..."

@@ -1,8 +1,10 @@
 """The extension with the CPU kernels; everything else about the package is in pyproject.toml.
 
 One C++ file per instruction-set path, each with its own compiler flags; which path runs is decided
-at run time. A path that the compiler is too old for is left out. The extension is optional: where
-no compiler is found, or it fails, the package installs without it and runs on the NumPy ops.
+at run time. A path that the compiler is too old for is left out, and so are the paths in software,
+which are for tests, unless MINIBERT_SOFTWARE_PATHS is set (`make test` does). The extension is
+optional: where no compiler is found, or it fails, the package installs without it and runs on the
+NumPy ops.
 """
 
 from __future__ import annotations
@@ -44,8 +46,8 @@ AVX512 = [
     *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"),
     *("-Wno-maybe-uninitialized", "-Wno-uninitialized"),
 ]
-# Paths in software are for tests: their loops at -O3 were half of the build's time.
-SOFTWARE = [*AVX2, "-O2"]
+SOFTWARE = [*AVX2, "-O2"]  # their loops at -O3 were half of the build's time
+WITH_SOFTWARE = os.environ.get("MINIBERT_SOFTWARE_PATHS", "") not in ("", "0")
 # Path: its flags, and an instruction that both compiler and assembler must know.
 PATHS_X86_64 = {
     "avx2": (AVX2, "vfmadd231ps %ymm0, %ymm1, %ymm2"),
@@ -94,9 +96,11 @@ def refusal(command: list[str], flags: list[str], instruction: str) -> str:
     return f"{Path(command[0]).name}: {last.strip()[:120]}"
 
 
-def stand_in(left_out: dict[str, str]) -> str:
-    """C++ that defines what the paths left out would have: nothing, and says why."""
-    empty = [f"extern const Kernels* const {path}_path = nullptr;" for path in left_out]
+def stand_in(left_out: dict[str, str], unwanted: list[str]) -> str:
+    """C++ that defines what paths that are not built would have: nothing; and says why of some."""
+    empty = [
+        f"extern const Kernels* const {path}_path = nullptr;" for path in (*left_out, *unwanted)
+    ]
     # JSON of plain ASCII: C++ reads its escapes the same way.
     rows = [
         (json.dumps(path.replace("_", "-")), json.dumps(why.encode("ascii", "replace").decode()))
@@ -125,16 +129,17 @@ class BuildPaths(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Wrap the compiler's hooks (unix compilers) for the time of the build."""
-        left_out = self.paths_left_out()
+        unwanted = [] if WITH_SOFTWARE else [path for path in paths if path.endswith("_software")]
+        left_out = self.paths_left_out([path for path in paths if path not in unwanted])
         for path, why in left_out.items():
             self.warn(f"path {path.replace('_', '-')} is left out: {why}")
         generated = Path(self.build_temp, "left_out.cpp")
-        text = stand_in(left_out)
+        text = stand_in(left_out, unwanted)
         # Written only where it changes: a newer source would compile everything again.
         if not generated.is_file() or generated.read_text() != text:
             generated.parent.mkdir(parents=True, exist_ok=True)
             generated.write_text(text)
-        dropped = {str(SOURCE / f"path_{path}.cpp") for path in left_out}
+        dropped = {str(SOURCE / f"path_{path}.cpp") for path in (*left_out, *unwanted)}
         ext.sources = [name for name in ext.sources if name not in dropped] + [str(generated)]
         compile_one, compile_list = self.compiler._compile, self.compiler.compile
 
@@ -155,8 +160,8 @@ class BuildPaths(build_ext):
         finally:
             self.compiler._compile, self.compiler.compile = compile_one, compile_list
 
-    def paths_left_out(self) -> dict[str, str]:
-        """Paths that this compiler cannot build, and why: {path: reason}."""
+    def paths_left_out(self, wanted: list[str]) -> dict[str, str]:
+        """Those that this compiler cannot build, and why: {path: reason}."""
         command = getattr(self.compiler, "compiler_so_cxx", None)
         if not command:  # not a unix compiler: it fails on its own terms
             return {}
@@ -165,7 +170,7 @@ class BuildPaths(build_ext):
         def ask(flags: tuple[str, ...], instruction: str) -> str:
             return refusal(command, list(flags), instruction)
 
-        answers = {path: ask(tuple(flags), asm) for path, (flags, asm) in paths.items()}
+        answers = {path: ask(tuple(paths[path][0]), paths[path][1]) for path in wanted}
         return {path: why for path, why in answers.items() if why}
 
 

@@ -20,6 +20,23 @@ FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electr
 
 TinyModel = Callable[..., Path]
 
+# Files that build something, the longest first.
+BUILDERS = (
+    "kernels/cpu/test_sanitized.py",
+    "kernels/cuda/test_assembly.py",
+    "test_packaging.py",
+    "kernels/cpu/test_aarch64.py",
+    "kernels/cpu/test_amx_trapped.py",
+    "test_compilers.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Several processes take files in turn: what takes longest must not begin last."""
+    root = Path(__file__).parent
+    order = {root / name: place for place, name in enumerate(BUILDERS)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
+
 
 def make_tokenizer(folder: Path, *, roberta: bool) -> int:
     """Write a small WordPiece tokenizer.json; return its vocabulary size."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -521,6 +522,15 @@ def test_the_environment_forces_a_path(isa: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv(loader.ISA_VARIABLE, isa)
     assert CpuOps().path.name == isa
     assert available() == (True, f"path {isa}")
+
+
+@needs_kernels
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="they are of x86-64")
+def test_paths_in_software_are_in_the_build_under_test() -> None:
+    wanted = {f"{path}-software" for path in ("avx2-vnni", "avx512-vnni", "amx", "neon-bf16")}
+    assert wanted <= {path.name for path in loader.all_paths()}, (
+        "build with MINIBERT_SOFTWARE_PATHS=1, as `make test` does: without, less is tested"
+    )
 
 
 @needs_kernels

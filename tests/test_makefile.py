@@ -18,6 +18,22 @@ def would_run(*arguments: str) -> str:
     return done.stdout
 
 
+def test_tests_are_installed_once_with_the_paths_in_software(tmp_path: Path) -> None:
+    """In an empty folder, with a program in Python's place that writes down how it was called."""
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / "pyproject.toml").touch()
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$MINIBERT_SOFTWARE_PATHS $*" >> calls\n')
+    python.chmod(0o755)
+    for stamp in ("test", "core"):
+        command = ["make", "-f", ROOT / "Makefile", f".venv/{stamp}.stamp"]
+        subprocess.run([*command, f"PY={python}", f"PYTHON={python}"], cwd=tmp_path, check=True)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    installations = [call for call in calls if "pip install" in call]
+    assert len(installations) == 1
+    assert installations[0].startswith("1 ") and installations[0].endswith(".[test]")
+
+
 def test_clean_removes_the_extension() -> None:
     assert "kernels/cpu/_native*.so" in would_run("clean")
 

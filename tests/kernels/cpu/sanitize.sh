@@ -24,7 +24,7 @@ sed -i.orig 's/"-O3"/"-O1"/' setup.py
 # Which variable reaches a C++ compiler depends on the version of setuptools: both are set, and the
 # result is checked.
 flags="-fsanitize=$sanitizers -fno-sanitize-recover=all -fno-omit-frame-pointer -g"
-CFLAGS="$flags" CXXFLAGS="$flags" LDFLAGS="-fsanitize=$sanitizers" \
+MINIBERT_SOFTWARE_PATHS=1 CFLAGS="$flags" CXXFLAGS="$flags" LDFLAGS="-fsanitize=$sanitizers" \
   "$python" setup.py --quiet build_ext --inplace
 if ! nm -D kernels/cpu/_native*.so | grep -q -e __asan_ -e __tsan_ -e __ubsan_; then
   echo "sanitize.sh: the extension was built without the sanitizer" >&2
