@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def refusal(command: list[str], flags: list[str], instruction: str) -> str:
     return f"{Path(command[0]).name}: {last.strip()[:120]}"
 
 
-def stand_in(left_out: dict[str, str], unwanted: list[str]) -> str:
+def stand_in(left_out: dict[str, str], unwanted: Sequence[str] = ()) -> str:
     """C++ that defines what paths that are not built would have: nothing; and says why of some."""
     empty = [
         f"extern const Kernels* const {path}_path = nullptr;" for path in (*left_out, *unwanted)
