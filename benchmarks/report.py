@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.best_peer import over_best_peer
+
 MARK = "†"
 _FEWEST_ROUNDS = 5
 _FEWEST_TEXTS = 256  # four batches of 32 for each of two streams
@@ -100,6 +102,7 @@ def full(results: Results, pictures: Sequence[str] = ()) -> str:
     sections = [
         headline(results),
         "\n".join(f"![{picture.rpartition('-')[2]}]({picture})" for picture in pictures),
+        section("Over the best peer", peer_table(results)),
         section("Requests", request_table(results)),
         section("Single texts", single_table(results)),
         section("Share of the ceilings", floor_table(results)),
@@ -204,6 +207,25 @@ def notes(results: Results) -> str:
         if "skipped" in results[stage]:
             lines.append(f"Skipped: {stage}, because {results[stage]['skipped']}.")
     return "\n\n".join(lines)
+
+
+def peer_table(results: Results) -> str:
+    """Each workload against the fastest peer of the same number format in the same rounds."""
+    rows = []
+    for key in results["contenders"]:
+        leads = [over_best_peer(results, key, workload) for workload in WORKLOADS]
+        if is_minibert(results, key) and any(leads):
+            cells = [
+                f"{lead.ratio:.2f}{MARK if lead.disturbed else ''} "
+                f"({results['contenders'][lead.peer]['name']})"
+                if lead
+                else "-"
+                for lead in leads
+            ]
+            rows.append([name(results, key), *cells])
+    listed = table(["engine", *WORKLOADS.values()], rows)
+    said = "The peer's time over minibert's in the same round, median; the peer that is nearest."
+    return f"{said}\n\n{listed}" if listed else ""
 
 
 def request_table(results: Results) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.best_peer import Lead, over_best_peer
 from benchmarks.crew import request_padding
 from benchmarks.rounds import (
     Sample,
@@ -72,6 +73,37 @@ def test_a_contender_without_samples_has_no_summary() -> None:
     assert alone is not None
     assert alone["ratio"] is None
     assert alone["per_ceiling"] is None
+
+
+def test_the_lead_is_over_the_nearest_peer_of_the_format_in_the_same_rounds() -> None:
+    def contender(dtype: str, *, minibert: bool = False) -> dict[str, Any]:
+        return {"dtype": dtype, "minibert": minibert}
+
+    def seconds(*values: float, foreign: float = 0.0) -> dict[str, Any]:
+        names = ("ours", "near", "far", "quick")
+        pairs = zip(names, values, strict=True)
+        return {name: {"s": value, "foreign": foreign} for name, value in pairs}
+
+    results = {
+        "contenders": {
+            "ours": contender("int8", minibert=True),
+            "near": contender("int8"),
+            "far": contender("int8"),
+            "quick": contender("float32"),
+        },
+        "mixed": {
+            "samples": [
+                seconds(1.0, 1.5, 4.0, 0.1),
+                seconds(2.0, 3.2, 8.0, 0.1),
+                seconds(4.0, 5.6, 9.0, 0.1),
+                seconds(9.0, 1.0, 1.0, 0.1, foreign=0.5),
+            ]
+        },
+        "short": {"skipped": "no time"},
+    }
+    assert over_best_peer(results, "ours", "mixed") == Lead(1.5, "near", False)
+    assert over_best_peer(results, "ours", "short") is None
+    assert over_best_peer(results, "quick", "mixed") is None
 
 
 def test_spread_and_percentiles() -> None:
