@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ceilings, models, pictures, record, report
+from benchmarks import ceilings, markdown, models, pictures, record, report
 from benchmarks.contenders import BASELINE, all_contenders, choose
 from benchmarks.crew import Settings
 from benchmarks.driver import WorkerProblem
@@ -156,7 +156,7 @@ def rewrite_pages(found: dict[str, Any]) -> None:
         if f"<!-- {marker}:start -->" not in text:
             say(f"{page} has no markers {marker}, left as it is")
             continue
-        path.write_text(report.rewrite(text, body, marker), encoding="utf-8")
+        path.write_text(markdown.rewrite(text, body, marker), encoding="utf-8")
         say(f"{page} rewritten")
 
 

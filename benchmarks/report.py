@@ -1,14 +1,12 @@
-"""Tables in README.md and docs/benchmarks.md, rewritten between markers from a results file.
-
-The markers are `<!-- NAME:start -->` and `<!-- NAME:end -->`, each on a line of its own.
-"""
+"""What README.md and docs/benchmarks.md say of a results file: tables, and what to make of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.best_peer import over_best_peer
+from benchmarks.markdown import section, table
 
 MARK = "†"
 _FEWEST_ROUNDS = 5
@@ -22,25 +20,6 @@ WORKLOADS = {
 }
 
 Results = Mapping[str, Any]
-
-
-def rewrite(text: str, body: str, name: str = "benchmarks") -> str:
-    """A text with what is between its markers replaced.
-
-    Args:
-        text: of a Markdown file.
-        body: what goes between the markers.
-        name: of the markers.
-
-    Raises:
-        ValueError: the text does not have exactly one pair of markers, in order.
-    """
-    start, end = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
-    if text.count(start) != 1 or text.count(end) != 1 or text.index(end) < text.index(start):
-        raise ValueError(f"the text must have one {start} and, after it, one {end}")
-    before, _, rest = text.partition(start)
-    _, _, after = rest.partition(end)
-    return f"{before}{start}\n{body.strip()}\n{end}{after}"
 
 
 def summary(results: Results) -> str:
@@ -113,20 +92,6 @@ def full(results: Results, pictures: Sequence[str] = ()) -> str:
         section("Versions", versions_table(results)),
     ]
     return "\n\n".join(part for part in sections if part)
-
-
-def section(title: str, body: str) -> str:
-    """A third-level heading and its body; empty where there is no body."""
-    return f"### {title}\n\n{body}" if body else ""
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; empty without rows."""
-    listed = [list(row) for row in rows]
-    if not listed:
-        return ""
-    lines = [list(head), ["---"] + ["---:"] * (len(head) - 1), *listed]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def setting(results: Results) -> str:

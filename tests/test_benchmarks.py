@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import ceilings, contenders, pictures, record, report
+from benchmarks import ceilings, contenders, markdown, pictures, record, report
 from benchmarks.contenders import Contender, all_contenders, choose
 from benchmarks.crew import Settings
 from benchmarks.driver import Worker, WorkerProblem
@@ -239,9 +239,9 @@ def test_a_worker_reports_a_bad_request_and_goes_on(tiny: TinyModel, tmp_path: P
 # ---- tables -----------------------------------------------------------------------------------
 def test_only_what_is_between_the_markers_is_rewritten() -> None:
     text = "# Title\n<!-- benchmarks:start -->\nold\n<!-- benchmarks:end -->\nlast\n"
-    done = report.rewrite(text, "new\n")
+    done = markdown.rewrite(text, "new\n")
     assert done == "# Title\n<!-- benchmarks:start -->\nnew\n<!-- benchmarks:end -->\nlast\n"
-    assert report.rewrite(done, "new") == done
+    assert markdown.rewrite(done, "new") == done
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_only_what_is_between_the_markers_is_rewritten() -> None:
 )
 def test_a_page_without_its_markers_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="must have one"):
-        report.rewrite(text, "body")
+        markdown.rewrite(text, "body")
 
 
 # ---- the rest ---------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 
 from minibert import Engine
-from minibert.budget import Budget, make_budget
 from minibert.errors import EngineClosedError, InputError, TruncationError, TruncationWarning
 from minibert.ops.reference import ReferenceOps
 from tests.checkpoints import edit_json, write_json
@@ -206,13 +205,6 @@ def test_one_text_gives_one_vector_and_a_list_gives_rows(tiny: TinyModel) -> Non
         assert engine.encode(text for text in ["a", "b"]).shape == (2, 48)
 
 
-def test_float64_stays_float64_when_normalised(tiny: TinyModel) -> None:
-    with Engine.from_pretrained(tiny("bert"), device="numpy", dtype="float64") as engine:
-        rows = engine.encode(TEXTS, normalize_embeddings=True)
-        assert rows.dtype == engine.encode(TEXTS).dtype == np.float64
-        assert np.abs(np.linalg.norm(rows, axis=1) - 1).max() <= 4 * np.finfo(np.float64).eps
-
-
 def test_token_embeddings_and_everything(tiny: TinyModel) -> None:
     with Engine.from_pretrained(tiny("bert")) as engine:
         states = engine.encode(TEXTS, output_value="token_embeddings")
@@ -346,17 +338,6 @@ def test_a_text_above_the_budget_counts_in_what_is_predicted(tiny: TinyModel) ->
         assert grows >= scratch(62, 62, 62) - scratch(8, 8, 8) > 0
         longest = scratch(engine.max_length, engine.max_length, engine.max_length)
         assert f"scratch at most {longest / 1e6:.1f} MB" in engine.explain()
-
-
-def test_fewer_batches_run_at_once_where_a_long_text_needs_the_memory() -> None:
-    budget = make_budget(
-        lambda num_tokens, max_seqlen, num_seqs: num_tokens,
-        max_batch_tokens=16,
-        max_length=100,
-        num_streams=4,
-        memory_limit=200,
-    )
-    assert budget == Budget(16, 2, 2, 100)
 
 
 def test_a_call_does_not_wait_for_workers_that_are_busy_with_another(

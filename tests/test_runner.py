@@ -17,7 +17,6 @@ import pytest
 from tokenizers import Tokenizer, processors
 
 from minibert import Engine
-from minibert.budget import make_budget
 from minibert.config import EncoderConfig
 from minibert.errors import EngineClosedError, InputError
 from minibert.ops.reference import ReferenceOps
@@ -154,20 +153,6 @@ def test_a_forked_child_computes_the_same_bytes(tiny: TinyModel) -> None:
             same = engine.encode(TEXTS, batch_size=2).tobytes() == expected
             os._exit(0 if same else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-def test_a_budget_keeps_all_streams_within_the_limit() -> None:
-    def scratch(num_tokens: int, max_seqlen: int, num_seqs: int) -> int:
-        return 1000 * num_tokens + 4 * max_seqlen**2
-
-    for limit in (200_000, 1_000_000, 10_000_000):
-        budget = make_budget(
-            scratch, max_batch_tokens=4096, max_length=128, num_streams=4, memory_limit=limit
-        )
-        longest = min(budget.max_batch_tokens, 128)
-        needed = budget.num_streams * scratch(budget.max_batch_tokens, longest, 1)
-        assert needed <= limit
-        assert budget.max_batch_tokens >= 100
 
 
 # ---- token types ------------------------------------------------------------------------------

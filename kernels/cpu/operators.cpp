@@ -90,28 +90,26 @@ PackedLinear::PackedLinear(const Kernels* kernels, const char* format, const flo
   linear = {kernel, out_features, in_features, laid_out, bias_padded, {0.0f, 0.0f}};
 }
 
-void reserve(Member& member, const PackedLinear& weights, int64_t num_rows) {
+MemberMemory reserve(Member& member, const PackedLinear& weights, int64_t num_rows) {
   const Linear& layer = weights.linear;
   const LinearKernel& kernel = *layer.kernel;
-  if (kernel.prepare != nullptr)
-    member.prepared.reserve(kernel.prepared_bytes(num_rows, layer.in_features));
-  member.scratch.reserve(kernel.scratch_bytes(layer.in_features));
+  return {kernel.prepare == nullptr
+              ? nullptr
+              : member.prepared.reserve(kernel.prepared_bytes(num_rows, layer.in_features)),
+          member.scratch.reserve(kernel.scratch_bytes(layer.in_features))};
 }
 
 void linear(Member& member, const PackedLinear& weights, LinearCall call) {
   const Linear& layer = weights.linear;
   const LinearKernel& kernel = *layer.kernel;
-  if (kernel.prepare != nullptr) {
-    void* prepared =
-        member.prepared.reserve(kernel.prepared_bytes(call.num_rows, layer.in_features));
-    kernel.prepare(prepared, call.hidden, 0, call.num_rows, call.num_rows, layer);
-    call.prepared = prepared;
-  }
-  void* scratch = member.scratch.reserve(kernel.scratch_bytes(layer.in_features));
+  const MemberMemory memory = reserve(member, weights, call.num_rows);
+  if (kernel.prepare != nullptr)
+    kernel.prepare(memory.prepared, call.hidden, 0, call.num_rows, call.num_rows, layer);
+  call.prepared = memory.prepared;
   call.prefetch_end = ceil_div(layer.out_features, kernel.panel_cols);
   for (int64_t row = 0; row < call.num_rows; row += kernel.block_rows)
     kernel.compute(layer, call, row, std::min(call.num_rows, row + kernel.block_rows), 0,
-                   call.prefetch_end, scratch);
+                   call.prefetch_end, memory.scratch);
 }
 
 void linear(Stream& stream, const PackedLinear& weights, LinearCall call) {

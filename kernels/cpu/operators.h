@@ -74,7 +74,11 @@ struct PackedLinear {
 void linear(Stream& stream, const PackedLinear& weights, LinearCall call);
 // By one member alone; within a job, which must not throw, after `reserve` for as many rows or more.
 void linear(Member& member, const PackedLinear& weights, LinearCall call);
-void reserve(Member& member, const PackedLinear& weights, int64_t num_rows);
+struct MemberMemory {
+  void* prepared;  // null where the kernel takes activations as they are
+  void* scratch;
+};
+MemberMemory reserve(Member& member, const PackedLinear& weights, int64_t num_rows);
 void layer_norm(Stream& stream, float* out, const float* hidden, const Norm& norm,
                 int64_t num_rows, int64_t hidden_size);
 // -1, or num_tables * token + table of the first id outside its table, which `embed` does not look

@@ -17,7 +17,7 @@ from minibert.batch import Batch
 from minibert.errors import DeviceError, DeviceOptionError, InputError
 from minibert.kernels.cpu.cores import usable_cores
 from minibert.kernels.cpu.loader import available, choose_path, is_built, native
-from minibert.ops.cpu_program import (
+from minibert.ops.cpu_operands import (
     ACTIVATIONS,
     ATTENTION_FORMATS,
     POOL_MODES,
@@ -25,13 +25,15 @@ from minibert.ops.cpu_program import (
     CpuEmbedding,
     CpuLayerNorm,
     CpuLinear,
-    Program,
+    FloatArray,
     check_attention,
     check_columns,
     check_embed,
     check_float16,
+    linear_format,
     raise_outside,
 )
+from minibert.ops.cpu_program import Program
 from minibert.ops.cpu_stream import CpuArray, StreamPool, StreamState
 from minibert.ops.interface import (
     SPARSITIES,
@@ -47,7 +49,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CpuArray", "CpuOps", "available", "is_built"]
 
-FloatArray = NDArray[np.float32]
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 _BLOCK_FORMAT = "float32-block"
 _LOOKED_AT = (_BLOCK_FORMAT, "float16")  # the values decide its size; whether it can hold them
@@ -389,20 +390,3 @@ class _Stream:
         state, self._running._state = self._running._state, None
         assert state is not None
         self._ops._pool.give_back(state)
-
-
-def linear_format(dtype: str, matmul_precision: str, formats: Sequence[str]) -> str:
-    """How a path multiplies: its number format for a dtype and, for float32, a precision.
-
-    Paths with matrix units have "bfloat16x6", "bfloat16x3" and "bfloat16x1", products of operands
-    split into bfloat16 parts; the others compute float32 by multiply-adds at every precision.
-    """
-    if dtype == "float32":
-        split = {"highest": "bfloat16x6", "high": "bfloat16x3", "medium": "bfloat16x1"}
-        wanted = split[matmul_precision]
-        return wanted if wanted in formats else "float32"
-    if dtype == "bfloat16" and "bfloat16x1" in formats:
-        return "bfloat16x1"
-    if dtype not in formats:
-        raise DeviceError(f"dtype {dtype} is not supported on this path, which has {formats}")
-    return dtype

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from minibert.kernels.cpu import loader
-from minibert.ops.cpu import CpuArray, CpuOps
+from minibert.ops.cpu import CpuOps
+from tests.cpu_encoder import put
 
 BUILT = loader.available()[0]
 PATHS = [path for path in loader.all_paths() if path.supported] if BUILT else []
@@ -62,15 +63,6 @@ def make_ops() -> Iterator[Callable[..., CpuOps]]:
     yield make
     for ops in made:
         ops.close()
-
-
-def put(ops: CpuOps, values: Any) -> CpuArray:
-    """A NumPy array in the memory of a running stream."""
-    values = np.ascontiguousarray(values, np.float32)
-    out = CpuArray(ops._state.memory, *values.shape)
-    if values.size:
-        ops._native.copy_columns(out.address, out.cols, 0, values.ctypes.data, out.cols, out.rows)
-    return out
 
 
 def activate(x: Any, name: str | None) -> Any:

@@ -33,8 +33,9 @@ fi
 
 case $sanitizers in
   thread*) runtime=libtsan.so
-    tests="tests/test_cpu_ops.py tests/test_cpu_program.py tests/kernels/cpu/test_linear.py" ;;
-  *) runtime=libasan.so tests="tests/test_cpu_ops.py tests/kernels/cpu" ;;
+    tests="tests/test_cpu_ops.py tests/test_cpu_streams.py tests/test_cpu_program.py
+      tests/kernels/cpu/test_linear.py" ;;
+  *) runtime=libasan.so tests="tests/test_cpu_ops.py tests/test_cpu_streams.py tests/kernels/cpu" ;;
 esac
 
 # Leaks are not looked for: the interpreter keeps its own memory until the end. Fork and subprocess
