@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,9 @@ from minibert.weights.quantize import quantize_activations
 class ErrorObserver:
     """Relative error of each layer's product when its input is clipped to a range."""
 
-    def __init__(self, weights: dict[str, Any], ranges: dict[str, dict[str, Any]]) -> None:
+    def __init__(
+        self, weights: dict[str, Any], ranges: Mapping[str, dict[str, Any] | None]
+    ) -> None:
         """Hold weight (out, in) by layer, and range by method and layer; None is dynamic."""
         self.weights = weights
         self.ranges = ranges
@@ -97,7 +100,7 @@ def main() -> None:
         for i, layer in enumerate(loaded.weights.layers)
         for part in ("qkv", "attention_output", "intermediate", "output")
     }
-    ranges: dict[str, Any] = {
+    ranges: dict[str, dict[str, Any]] = {
         method: {name: activation_range(statistics[name], method) for name in weights}
         for method in METHODS
     }

@@ -27,7 +27,7 @@ import numpy as np
 
 from benchmarks import record
 from benchmarks.environments import CHECKOUT
-from benchmarks.report import rewrite
+from benchmarks.markdown import rewrite
 from minibert.compress.report import weight_bytes
 from minibert.compress.run import PreparedRun, TextRun, encoder_flops
 from minibert.compress.texts import split_texts

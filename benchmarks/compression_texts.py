@@ -92,7 +92,7 @@ def wordnet(folder: Path, count: int, seed: int = 0) -> list[str]:
         usable = [text for text in pool if len(text.split()) >= shortest and text.isascii()]
         draw.shuffle(usable)
         pools.append(iter(usable))
-    texts = []
+    texts: list[str] = []
     while len(texts) < count:
         if len(texts) % 3 == 2:
             chosen = [next(pools[1], "")]

@@ -127,7 +127,7 @@ def main() -> None:
     arguments = parser.parse_args()
     loaded = load_model(arguments.model)
     with tempfile.TemporaryDirectory() as scratch:
-        peaks = ceilings.measure(cpu_features(), threads=1, scratch=Path(scratch))
+        peaks = ceilings.measure(cpu_features() or (), threads=1, scratch=Path(scratch))
     makers = {dtype: partial(CpuOps, dtype, threads=1) for dtype in DTYPES}
     best = {dtype: ceilings.ceiling(peaks, dtype) for dtype in DTYPES}
     print("one thread; " + ", ".join(f"{n} {v['per_s'] / 1e9:.1f} G/s" for n, v in peaks.items()))

@@ -148,12 +148,12 @@ def main() -> None:
         "|---|---|---|---|---|---|",
     ]
     order = (*PATTERNS, "structured")
-    for pattern, label, (mean, worst, spearman, overlap) in sorted(
+    for name, label, (mean, worst, spearman, overlap) in sorted(
         rows, key=lambda row: order.index(row[0])
     ):
-        speed, low, high = speeds[pattern]
+        speed, low, high = speeds[name]
         lines.append(
-            f"| {pattern} | {label} | {speed:.2f}x ({low:.2f}-{high:.2f}) | {mean:.4f} "
+            f"| {name} | {label} | {speed:.2f}x ({low:.2f}-{high:.2f}) | {mean:.4f} "
             f"({worst:.3f}) | {spearman:.4f} | {overlap:.3f} |"
         )
     (arguments.output / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

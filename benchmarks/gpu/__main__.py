@@ -156,10 +156,10 @@ def _stages(
 
 
 def _bench(report: Report, device: Device, emulated: bool, tiny: bool) -> timings.Bench:
+    torch: Any = None
     try:
         import torch
     except ImportError:
-        torch = None
         report.skipped["PyTorch"] = "not installed: no rivals and no floors"
     if torch is not None and not emulated and not torch.cuda.is_available():
         torch = None

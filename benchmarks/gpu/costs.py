@@ -29,7 +29,7 @@ def host_launches(bench: Bench) -> None:
         arguments = [address] * pointers + [7] * (count - pointers)
 
         def work(made: Launch = made, arguments: list[object] = arguments) -> None:
-            device.launch(made, *arguments)  # type: ignore[arg-type]
+            device.launch(made, *arguments)
 
         contenders[f"{count} arguments"] = Contender(work, WallClock(), lambda: device.use(stream))
     race(

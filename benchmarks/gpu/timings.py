@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -192,9 +193,7 @@ def attentions(
         if torch is not None:
             q, k, v = (bench.tensor(num_seqs, num_heads, seqlen, head_dim) for _ in range(3))
             fused = torch.nn.functional.scaled_dot_product_attention
-            contenders[bench.torch_name("fused attention")] = bench.rival(
-                lambda fused=fused, q=q, k=k, v=v: fused(q, k, v)
-            )
+            contenders[bench.torch_name("fused attention")] = bench.rival(partial(fused, q, k, v))
         tokens = num_seqs * seqlen
         race(
             bench.report,
@@ -322,7 +321,9 @@ def _their_model(bench: Bench, shape: Shape) -> tuple[str, Callable[[list[int]],
         bench.report.skipped["transformers"] = "not installed"
         return None
     torch = bench.torch
-    config = transformers.BertConfig(
+    # Its stubs know neither the attention to take nor that a model can move.
+    config: Any = transformers.BertConfig
+    config = config(
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
         num_hidden_layers=shape.num_layers,
@@ -330,7 +331,7 @@ def _their_model(bench: Bench, shape: Shape) -> tuple[str, Callable[[list[int]],
         intermediate_size=shape.intermediate_size,
         attn_implementation="sdpa",
     )
-    theirs = transformers.BertModel(config, add_pooling_layer=False)
+    theirs: Any = transformers.BertModel(config, add_pooling_layer=False)
     theirs = theirs.to(bench.torch_device, torch.float16).eval()
 
     def contender(seqlens: list[int]) -> Contender:
