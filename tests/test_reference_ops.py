@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -142,6 +143,13 @@ def test_layer_norm_far_from_zero_is_as_near_to_float64_as_plain_float32() -> No
     arguments = map(torch.from_numpy, (rows, weight, bias))
     plain = torch.nn.functional.layer_norm(next(arguments), (64,), *arguments, 1e-12).numpy()
     assert np.abs(found - exact).max() <= 2 * np.abs(plain - exact).max()
+
+
+@pytest.mark.parametrize("make", [ReferenceOps, CpuOps, partial(cuda_ops, "emulator", "float16")])
+def test_an_unknown_pattern_of_zeros_is_refused_alike(make: Callable[[], Any]) -> None:
+    message = "sparsity of x must be one of None, 2:4, block, got '4:8'"
+    with pytest.raises(InputError, match=message):
+        make().prepare_linear(np.ones((16, 16), np.float32), None, name="x", sparsity="4:8")
 
 
 def test_scratch_covers_what_a_pass_allocates(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,11 +36,11 @@ from minibert.ops.cpu_operands import (
 from minibert.ops.cpu_program import Program
 from minibert.ops.cpu_stream import CpuArray, StreamPool, StreamState
 from minibert.ops.interface import (
-    SPARSITIES,
     Activation,
     ForwardShape,
     PoolMode,
     check_matmul_precision,
+    check_sparsity,
 )
 
 if TYPE_CHECKING:
@@ -154,8 +154,7 @@ class CpuOps:
         chosen = self.format
         if dtype is not None:
             chosen = linear_format(dtype, self.matmul_precision, self.path.formats)
-        if sparsity not in SPARSITIES:
-            raise InputError(f"sparsity must be one of {SPARSITIES}, got {sparsity!r}")
+        check_sparsity(sparsity, name=name)
         # Two of each four gain nothing here: see docs/cpu.md.
         if sparsity == "block" and chosen == "float32" and _BLOCK_FORMAT in self.path.formats:
             chosen = _BLOCK_FORMAT

@@ -16,7 +16,7 @@ from minibert.errors import DeviceError
 from minibert.kernels.cuda.device import Device
 from minibert.kernels.cuda.launch import has_sparse_gemm
 from minibert.kernels.cuda.sparse_layout import check_two_of_four, pack_two_of_four
-from minibert.ops.interface import SPARSITIES
+from minibert.ops.interface import check_sparsity
 
 __all__ = ["Embedding", "LayerNorm", "Linear", "pad_to", "quantize_weight", "to_dtype"]
 
@@ -140,10 +140,10 @@ def make_linear(
     this dtype. All others are dense: no kernel gains by the zeros of "block".
 
     Raises:
+        InputError: a sparsity that is none of `SPARSITIES`.
         DeviceError: a value too large for float16, or weights that are not as sparse as claimed.
     """
-    if sparsity not in SPARSITIES:
-        raise DeviceError(f"sparsity of {name} must be one of {SPARSITIES}, got {sparsity!r}")
+    check_sparsity(sparsity, name=name)
     two_of_four = sparsity == "2:4"
     if two_of_four:
         check_two_of_four(weight, name=name)

@@ -79,6 +79,14 @@ def check_matmul_precision(matmul_precision: str) -> None:
         )
 
 
+def check_sparsity(sparsity: str | None, *, name: str) -> None:
+    """Raise InputError for what is none of `SPARSITIES`."""
+    if sparsity not in SPARSITIES:
+        raise InputError(
+            f"sparsity of {name} must be one of {', '.join(map(str, SPARSITIES))}, got {sparsity!r}"
+        )
+
+
 def check_ids(batch: Batch, table_rows: Sequence[int | None]) -> None:
     """Refuse the first id outside its table: below 0, or behind the last row.
 

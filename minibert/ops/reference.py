@@ -26,6 +26,7 @@ from minibert.ops.interface import (
     ForwardShape,
     PoolMode,
     check_ids,
+    check_sparsity,
 )
 from minibert.weights.quantize import quantize_activations
 
@@ -107,6 +108,7 @@ class ReferenceOps:
         input_range: tuple[float, float] | None = None,
     ) -> _Linear:
         """See `Ops.prepare_linear`: float32 stays where it is, in the mapped file; zeros, too."""
+        check_sparsity(sparsity, name=name)
         return _Linear(
             weight.astype(self._float, copy=False),
             None if bias is None else bias.astype(self._float, copy=False),
