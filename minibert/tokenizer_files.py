@@ -1,7 +1,7 @@
 """The files of a checkpoint's tokenizer: tokenizer.json or vocab.txt, and the settings beside it.
 
-As transformers reads them: a class that is named in tokenizer_config.json overrules what
-tokenizer.json says of BERT's normalizer, and tokens may be added by files of their own.
+As transformers reads them: the class that a settings file names overrules most of what
+tokenizer.json says (tokenizer_classes.py), and tokens may be added by files of their own.
 """
 
 from __future__ import annotations
@@ -11,20 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from minibert.config import read_json
 from minibert.errors import ConfigError, TokenizerError
+from minibert.tokenizer_classes import WORDPIECE_CLASSES, find_class, follow_class, token_text
 
 if TYPE_CHECKING:
     import tokenizers
 
 TruncationSide = Literal["right", "left"]
 
-# What reads vocab.txt as WordPiece with BERT's rules; "Fast" may follow the name.
-_WORDPIECE_CLASSES = (
-    "BertTokenizer",
-    "DistilBertTokenizer",
-    "ElectraTokenizer",
-    "MobileBertTokenizer",
-)
-_WORDPIECE_MODELS = ("bert", "distilbert", "electra")  # where no class is named
 _NAMED_TOKENS = tuple(f"{name}_token" for name in "bos eos unk sep pad cls mask".split())
 _MORE_TOKENS = ("additional_special_tokens", "extra_special_tokens")
 _TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
@@ -70,9 +63,15 @@ def read_tokenizer(folder: Path, *, do_lower_case: bool = False) -> TokenizerFil
     if "added_tokens_decoder" not in config:  # files before it was there
         config |= _read_if_there(folder / "special_tokens_map.json")
     _check_config(path, config)
-    backend, source = _load_backend(folder, config)
+    model = _read_if_there(folder / "config.json")
+    backend, source = _load_backend(folder, config, model)
     _add_tokens(backend, folder, config)
-    notes = _follow_config(backend, config)
+    notes = []
+    if source == "tokenizer.json":
+        try:
+            notes = follow_class(backend, find_class(config, model), config)
+        except TokenizerError as error:
+            raise TokenizerError(f"{folder}: {error}") from None
     if do_lower_case:
         notes += _lower_first(backend)
     limit = config.get("model_max_length")
@@ -90,6 +89,7 @@ def _check_config(path: Path, config: dict[str, Any]) -> None:
         ("do_lower_case", (True, False)),
         ("strip_accents", (True, False, None)),
         ("tokenize_chinese_chars", (True, False)),
+        ("add_prefix_space", (True, False, None)),
     ):
         if key in config and not any(config[key] is value for value in allowed):
             raise ConfigError(f"{path}: {key} must be a boolean, got {config[key]!r}")
@@ -116,7 +116,9 @@ def _truncation(
     return "right", "default"
 
 
-def _load_backend(folder: Path, config: dict[str, Any]) -> tuple[tokenizers.Tokenizer, str]:
+def _load_backend(
+    folder: Path, config: dict[str, Any], model: dict[str, Any]
+) -> tuple[tokenizers.Tokenizer, str]:
     import tokenizers  # while weights are laid out in the background
 
     file = folder / "tokenizer.json"
@@ -127,7 +129,7 @@ def _load_backend(folder: Path, config: dict[str, Any]) -> tuple[tokenizers.Toke
             raise TokenizerError(f"{file} must be a sound tokenizer file: {error}") from None
     vocab = folder / "vocab.txt"
     if vocab.is_file():
-        _check_class(folder, config)
+        _check_class(folder, config, model)
         return _from_vocab(vocab, config), "vocab.txt"
     others = [
         name
@@ -141,18 +143,14 @@ def _load_backend(folder: Path, config: dict[str, Any]) -> tuple[tokenizers.Toke
     )
 
 
-def _check_class(folder: Path, config: dict[str, Any]) -> None:
+def _check_class(folder: Path, config: dict[str, Any], model: dict[str, Any]) -> None:
     """Refuse vocab.txt of a class that cuts words in another way, as transformers chooses it."""
-    model = _read_if_there(folder / "config.json")
-    name = config.get("tokenizer_class") or model.get("tokenizer_class")
-    if name is None:
-        kind = model.get("model_type", "bert")
-        known, found = kind in _WORDPIECE_MODELS, f"model_type {kind!r} without a tokenizer_class"
-    else:
-        known, found = str(name).removesuffix("Fast") in _WORDPIECE_CLASSES, repr(name)
-    if not known:
+    if find_class(config, model) not in WORDPIECE_CLASSES:
+        named = config.get("tokenizer_class") or model.get("tokenizer_class")
+        kind = model.get("model_type")
+        found = repr(named) if named else f"model_type {kind!r} without a tokenizer_class"
         raise TokenizerError(
-            f"{folder}: tokenizer_class must be one of {', '.join(_WORDPIECE_CLASSES)} where there "
+            f"{folder}: tokenizer_class must be one of {', '.join(WORDPIECE_CLASSES)} where there "
             f"is vocab.txt and no tokenizer.json, got {found}"
         )
 
@@ -167,7 +165,7 @@ def _from_vocab(vocab: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
     ids = {token.rstrip("\r"): i for i, token in enumerate(tokens)}
 
     def name(key: str, default: str) -> str:
-        token = _content(config.get(key, default))
+        token = token_text(config.get(key, default))
         if not isinstance(token, str) or token not in ids:
             raise TokenizerError(f"{vocab} must hold the {key} {token!r}, it does not")
         return token
@@ -191,19 +189,14 @@ def _from_vocab(vocab: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
     backend.decoder = decoders.WordPiece(prefix="##")
     special = [unknown, first, last]
     for key, default in (("pad_token", "[PAD]"), ("mask_token", "[MASK]")):
-        token = _content(config.get(key, default))
+        token = token_text(config.get(key, default))
         special += [token] if token in ids and token not in special else []
     backend.add_special_tokens(special)
     return backend
 
 
 def _contents(tokens: Any) -> list[Any]:
-    return [*map(_content, tokens.values() if isinstance(tokens, dict) else tokens or ())]
-
-
-def _content(token: Any) -> Any:
-    """A token's text: settings hold it alone, or with the rules of its matching."""
-    return token.get("content") if isinstance(token, dict) else token
+    return [*map(token_text, tokens.values() if isinstance(tokens, dict) else tokens or ())]
 
 
 def _add_tokens(backend: tokenizers.Tokenizer, folder: Path, config: dict[str, Any]) -> None:
@@ -256,7 +249,7 @@ def _added_tokens(
             known = {key: value for key, value in rules.items() if key in _TOKEN_FIELDS}
             wanted.append((int(index), AddedToken(known.pop("content", None), **known)))
     else:
-        special = {_content(config.get(key)) for key in _NAMED_TOKENS}
+        special = {token_text(config.get(key)) for key in _NAMED_TOKENS}
         special |= {*newer}
         for content, index in values.items():
             known_special = content in special
@@ -264,32 +257,6 @@ def _added_tokens(
             wanted.append((int(index), token))
     wanted.sort(key=lambda pair: pair[0])
     return wanted, [AddedToken(content, special=True) for content in more]
-
-
-def _follow_config(backend: tokenizers.Tokenizer, config: dict[str, Any]) -> list[str]:
-    """Let tokenizer_config.json overrule a BERT normalizer, as transformers does.
-
-    Its tokenizers of BERT's kind take their own defaults for keys that are not there; the class
-    without a kind keeps what tokenizer.json says.
-    """
-    normalizer = backend.normalizer
-    generic = config.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
-    if generic or type(normalizer).__name__ != "BertNormalizer":
-        return []
-    notes = []
-    for key, attribute, default in (
-        ("do_lower_case", "lowercase", True),
-        ("strip_accents", "strip_accents", None),
-        ("tokenize_chinese_chars", "handle_chinese_chars", True),
-    ):
-        wanted = config.get(key, default)
-        if wanted != getattr(normalizer, attribute):
-            setattr(normalizer, attribute, wanted)
-            source = "tokenizer_config.json" if key in config else "the default of BertTokenizer"
-            notes.append(f"{key} = {wanted} ({source} overrules tokenizer.json)")
-    if notes:
-        backend.normalizer = normalizer
-    return notes
 
 
 def _lower_first(backend: tokenizers.Tokenizer) -> list[str]:

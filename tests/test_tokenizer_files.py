@@ -10,6 +10,7 @@ import pytest
 
 from minibert.errors import ConfigError, TokenizerError
 from minibert.tokenizer import Text, Tokenizer
+from minibert.tokenizer_classes import WORDPIECE_CLASSES
 from tests.checkpoints import edit_json, save_tiny, vocabulary, write_json
 from tests.tokenized import NASTY, ours, pairs_of, random_texts, theirs
 
@@ -97,16 +98,7 @@ def test_what_tokenizer_config_leaves_out_is_as_in_transformers(
 
 
 @pytest.mark.parametrize("named_in", ["tokenizer_config.json", "config.json"])
-@pytest.mark.parametrize(
-    "name",
-    [
-        "BertTokenizer",
-        "BertTokenizerFast",
-        "DistilBertTokenizer",
-        "ElectraTokenizerFast",
-        "MobileBertTokenizer",
-    ],
-)
+@pytest.mark.parametrize("name", [*WORDPIECE_CLASSES, "BertTokenizerFast", "ElectraTokenizerFast"])
 def test_vocab_txt_of_a_class_of_berts_kind_gives_the_ids_of_transformers(
     vocab_only: Path, named_in: str, name: str
 ) -> None:
