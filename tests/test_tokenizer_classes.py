@@ -185,6 +185,20 @@ def test_a_class_without_a_kind_keeps_the_file(tmp_path: Path, family: str, name
     assert ours(folder, TEXTS, 64) == theirs(folder, TEXTS, 64)
 
 
+@pytest.mark.parametrize("family", CLASSES)
+def test_what_transformers_saves_is_read_as_it_reads_it(tmp_path: Path, family: str) -> None:
+    from transformers import AutoTokenizer
+
+    saved = AutoTokenizer.from_pretrained(save(tmp_path / "first", family))
+    saved.add_tokens(["newtok", "Zz top"])
+    saved.add_special_tokens({"extra_special_tokens": ["[X1]"]})
+    folder = tmp_path / "second"
+    saved.save_pretrained(folder)
+    write_json(folder / "config.json", {"model_type": family})
+    texts = [*TEXTS, "a newtok cat", "newtokcat", "Zz top zz TOP", "x[X1]y [X1] z", "NEWTOK"]
+    assert ours(folder, texts, 64) == theirs(folder, texts, 64)
+
+
 @pytest.mark.parametrize("name", ["LongformerTokenizer", "BartTokenizerFast"])
 def test_robertas_other_names_are_robertas(tmp_path: Path, name: str) -> None:
     folder = save(tmp_path, "roberta", tokenizer_class=name, add_prefix_space=True)
