@@ -70,7 +70,8 @@ _DEFAULTS: dict[str, Any] = {
 _WITHOUT_EFFECT = frozenset(
     """
     _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path architectures
-    attention_dropout attention_probs_dropout_prob auto_map begin_suppress_tokens bos_token_id
+    attention_dropout attention_probs_dropout_prob attn_implementation auto_map
+    begin_suppress_tokens bos_token_id
     chunk_size_feed_forward classifier_dropout cls_token_id decoder_start_token_id directionality
     dropout dtype embedding_size eos_token_id exponential_decay_length_penalty finetuning_task
     forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout_prob id2label

@@ -206,6 +206,16 @@ def test_robertas_other_names_are_robertas(tmp_path: Path, name: str) -> None:
     assert any("pre-tokenizer" in note for note in notes(folder))
 
 
+def test_mpnet_is_bert_between_the_tokens_of_roberta(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer("bert")
+    tokenizer.add_special_tokens(["<s>", "</s>", "<pad>", "<mask>"])
+    folder = save(tmp_path, "bert", tokenizer, tokenizer_class="MPNetTokenizer", pad_token="<pad>")
+    assert ours(folder, TEXTS, 64) == theirs(folder, TEXTS, 64)
+    couples: list[Text] = [("the cat", "sat"), ("", "a soft mat")]
+    assert ours(folder, couples, 64) == theirs(folder, couples, 64)
+    assert any("texts stand between" in note for note in notes(folder))
+
+
 def test_a_model_of_bert_may_have_sentencepiece(tmp_path: Path) -> None:
     folder = save(tmp_path, "xlm-roberta")
     edit_json(folder / "config.json", model_type="bert")
