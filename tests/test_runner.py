@@ -21,6 +21,7 @@ from minibert.config import EncoderConfig
 from minibert.errors import EngineClosedError, InputError
 from minibert.ops.reference import ReferenceOps
 from minibert.runner import token_types
+from tests.checkpoints import write_json
 from tests.conftest import TinyModel
 
 TEXTS = [f"the cat {'sat ' * (i % 12)}" for i in range(20)]
@@ -192,6 +193,8 @@ def test_a_token_type_that_the_model_lacks_is_named(
     ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A:1 [SEP]", None, ends)
     tokenizer.save(str(folder / "tokenizer.json"))
+    # BertTokenizer, which stands for a class that no file names, has types of its own.
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "TokenizersBackend"})
     with (
         Engine.from_pretrained(folder, device=device) as engine,
         pytest.raises(
