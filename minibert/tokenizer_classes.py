@@ -9,7 +9,6 @@ what the file says.
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -136,6 +135,8 @@ class _Parts:
         self._cut(pre_tokenizers.ByteLevel(add_prefix_space=prefix))
 
     def follow_sentencepiece(self) -> None:
+        import base64  # not at the start of a process that reads BERT's
+
         from tokenizers import normalizers, pre_tokenizers
 
         known = self._backend.normalizer
