@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from minibert.config import read_json
 from minibert.errors import ConfigError, TokenizerError
-from minibert.tokenizer_classes import WORDPIECE_CLASSES, find_class, follow_class, token_text
+from minibert.tokenizer_classes import (
+    WORDPIECE_CLASSES,
+    find_class,
+    follow_class,
+    named_class,
+    token_text,
+)
 
 if TYPE_CHECKING:
     import tokenizers
@@ -19,6 +25,13 @@ if TYPE_CHECKING:
 TruncationSide = Literal["right", "left"]
 
 _NAMED_TOKENS = tuple(f"{name}_token" for name in "bos eos unk sep pad cls mask".split())
+_TOKENS_OF_BERT = (
+    ("unk_token", "[UNK]"),
+    ("cls_token", "[CLS]"),
+    ("sep_token", "[SEP]"),
+    ("pad_token", "[PAD]"),
+    ("mask_token", "[MASK]"),
+)
 _MORE_TOKENS = ("additional_special_tokens", "extra_special_tokens")
 _TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 _NO_LIMIT = 10**9  # tokenizer_config.json writes huge numbers where it knows no limit
@@ -63,15 +76,11 @@ def read_tokenizer(folder: Path, *, do_lower_case: bool = False) -> TokenizerFil
     if "added_tokens_decoder" not in config:  # files before it was there
         config |= _read_if_there(folder / "special_tokens_map.json")
     _check_config(path, config)
-    model = _read_if_there(folder / "config.json")
+    model = {} if config.get("tokenizer_class") else _read_if_there(folder / "config.json")
     backend, source = _load_backend(folder, config, model)
     _add_tokens(backend, folder, config)
-    notes = []
-    if source == "tokenizer.json":
-        try:
-            notes = follow_class(backend, find_class(config, model), config)
-        except TokenizerError as error:
-            raise TokenizerError(f"{folder}: {error}") from None
+    overruled = follow_class(backend, find_class(config, model), config, source=folder / source)
+    notes = overruled if source == "tokenizer.json" else []  # vocab.txt says nothing of that
     if do_lower_case:
         notes += _lower_first(backend)
     limit = config.get("model_max_length")
@@ -146,8 +155,7 @@ def _load_backend(
 def _check_class(folder: Path, config: dict[str, Any], model: dict[str, Any]) -> None:
     """Refuse vocab.txt of a class that cuts words in another way, as transformers chooses it."""
     if find_class(config, model) not in WORDPIECE_CLASSES:
-        named = config.get("tokenizer_class") or model.get("tokenizer_class")
-        kind = model.get("model_type")
+        named, kind = named_class(config, model), model.get("model_type")
         found = repr(named) if named else f"model_type {kind!r} without a tokenizer_class"
         raise TokenizerError(
             f"{folder}: tokenizer_class must be one of {', '.join(WORDPIECE_CLASSES)} where there "
@@ -156,6 +164,7 @@ def _check_class(folder: Path, config: dict[str, Any], model: dict[str, Any]) ->
 
 
 def _from_vocab(vocab: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
+    """Its words; what the class makes around them is added by `follow_class`."""
     try:
         tokens = vocab.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -164,33 +173,19 @@ def _from_vocab(vocab: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
         tokens.pop()
     ids = {token.rstrip("\r"): i for i, token in enumerate(tokens)}
 
-    def name(key: str, default: str) -> str:
-        token = token_text(config.get(key, default))
-        if not isinstance(token, str) or token not in ids:
-            raise TokenizerError(f"{vocab} must hold the {key} {token!r}, it does not")
-        return token
+    names = [token_text(config.get(key, default)) for key, default in _TOKENS_OF_BERT]
+    special = [name for name in names if isinstance(name, str) and name in ids]
+    unknown = names[0]
+    if unknown not in special:
+        raise TokenizerError(f"{vocab} must hold the unk_token {unknown!r}, it does not")
 
     import tokenizers
-    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers import decoders, models
 
-    unknown = name("unk_token", "[UNK]")
-    first, last = name("cls_token", "[CLS]"), name("sep_token", "[SEP]")
     backend = tokenizers.Tokenizer(
         models.WordPiece(ids, unk_token=unknown, max_input_chars_per_word=100)
     )
-    backend.normalizer = normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
-        strip_accents=config.get("strip_accents"),
-        lowercase=config.get("do_lower_case", True),
-    )
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.post_processor = processors.BertProcessing((last, ids[last]), (first, ids[first]))
     backend.decoder = decoders.WordPiece(prefix="##")
-    special = [unknown, first, last]
-    for key, default in (("pad_token", "[PAD]"), ("mask_token", "[MASK]")):
-        token = token_text(config.get(key, default))
-        special += [token] if token in ids and token not in special else []
     backend.add_special_tokens(special)
     return backend
 
