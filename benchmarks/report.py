@@ -178,8 +178,10 @@ def peer_table(results: Results) -> str:
     """Each workload against the fastest peer of the same number format in the same rounds."""
     rows = []
     for key in results["contenders"]:
+        if not is_minibert(results, key):
+            continue
         leads = [over_best_peer(results, key, workload) for workload in WORKLOADS]
-        if is_minibert(results, key) and any(leads):
+        if any(leads):
             cells = [
                 f"{lead.ratio:.2f}{MARK if lead.disturbed else ''} "
                 f"({results['contenders'][lead.peer]['name']})"

@@ -70,8 +70,7 @@ _DEFAULTS: dict[str, Any] = {
 _WITHOUT_EFFECT = frozenset(
     """
     _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path architectures
-    attention_dropout attention_probs_dropout_prob attn_implementation auto_map
-    begin_suppress_tokens bos_token_id
+    attention_dropout attention_probs_dropout_prob auto_map begin_suppress_tokens bos_token_id
     chunk_size_feed_forward classifier_dropout cls_token_id decoder_start_token_id directionality
     dropout dtype embedding_size eos_token_id exponential_decay_length_penalty finetuning_task
     forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout_prob id2label
@@ -85,7 +84,7 @@ _WITHOUT_EFFECT = frozenset(
     summary_type summary_use_proj suppress_tokens task_specific_params tie_encoder_decoder
     tie_word_embeddings tokenizer_class torch_dtype torchscript transformers.js_config
     transformers_version type_vocab_size unk_token_id use_bfloat16 use_cache use_return_dict
-    output_scores quantization_config sparsity_config layer_shapes
+    attn_implementation output_scores quantization_config sparsity_config layer_shapes
     bad_words_ids cross_attention_hidden_size diversity_penalty do_sample early_stopping
     encoder_no_repeat_ngram_size min_length no_repeat_ngram_size num_beam_groups num_beams
     num_return_sequences repetition_penalty temperature tf_legacy_loss top_k top_p typical_p

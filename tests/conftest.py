@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from minibert import Engine
+from minibert.ops.cpu import CpuOps
 from tests.refusals import save_good
 from tests.texts import WORDS
 
@@ -122,6 +123,14 @@ def minilm() -> Path:
     from minibert.cli.fetch import default_models_folder, obtain_model
 
     return obtain_model(default_models_folder(), lambda line: None)
+
+
+@pytest.fixture
+def ops() -> Iterator[CpuOps]:
+    """The kernels of the CPU, on two threads."""
+    made = CpuOps(threads=2)
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -18,13 +17,6 @@ from minibert.ops.cpu_operands import linear_format
 from minibert.ops.reference import ReferenceOps
 from minibert.ops.select import make_ops
 from tests.cpu_encoder import PATHS, Encoder, needs_kernels, texts
-
-
-@pytest.fixture
-def ops() -> Iterator[CpuOps]:
-    made = CpuOps(threads=2)
-    yield made
-    made.close()
 
 
 # ---- results -----------------------------------------------------------------------------------

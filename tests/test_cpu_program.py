@@ -13,10 +13,11 @@ import pytest
 
 from minibert.batch import pack
 from minibert.errors import InputError
-from minibert.ops.cpu import CpuOps, available
+from minibert.ops.cpu import CpuOps
+from tests.cpu_encoder import needs_kernels
 from tests.threads import needs_tasks, threads
 
-pytestmark = pytest.mark.skipif(not available()[0], reason=available()[1])
+pytestmark = needs_kernels
 
 HIDDEN, WIDE, HEADS = 40, 72, 5
 
@@ -56,13 +57,6 @@ class Model:
         joined = ops.concatenate(pooled)
         small = ops.normalize(ops.linear(joined, self.dense, activation="tanh"))
         return small, hidden, small, pooled[1]
-
-
-@pytest.fixture
-def ops() -> Iterator[CpuOps]:
-    made = CpuOps(threads=2)
-    yield made
-    made.close()
 
 
 @pytest.fixture(params=["float32", "bfloat16", "int8"])

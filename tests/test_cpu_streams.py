@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,13 +26,6 @@ from tests.cpu_encoder import (
     put,
     texts,
 )
-
-
-@pytest.fixture
-def ops() -> Iterator[CpuOps]:
-    made = CpuOps(threads=2)
-    yield made
-    made.close()
 
 
 # ---- streams and threads -----------------------------------------------------------------------

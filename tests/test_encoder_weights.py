@@ -13,13 +13,13 @@ from minibert import Engine
 from minibert.compress.quantize import QuantizeOptions, quantize_model
 from minibert.config import EncoderConfig
 from minibert.errors import WeightsError
-from minibert.kernels.cpu.loader import available, native
+from minibert.kernels.cpu.loader import native
 from minibert.loading import load_model
 from minibert.ops.cpu import CpuOps
 from minibert.weights.checkpoint import EncoderWeights, load_encoder
 from tests.checkpoints import edit_tensors
+from tests.cpu_encoder import needs_kernels
 
-needs_kernels = pytest.mark.skipif(not available()[0], reason="the extension is not built")
 QKV = "encoder.layer.{}.attention.self.{}.weight"
 
 

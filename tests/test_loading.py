@@ -15,13 +15,12 @@ from safetensors.numpy import load_file
 from minibert import Engine, engine
 from minibert.errors import TokenizerError, WeightsError
 from minibert.kernels.cpu import background
-from minibert.kernels.cpu.loader import available
 from minibert.loading import load_model
 from tests.checkpoints import edit_tensors
+from tests.cpu_encoder import needs_kernels
 from tests.threads import needs_tasks, new_threads, threads
 
 TEXTS = ["a cat sat on the mat", "bread stays soft in a paper bag", "ice"]
-needs_kernels = pytest.mark.skipif(not available()[0], reason="the extension is not built")
 
 
 @pytest.fixture

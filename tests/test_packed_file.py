@@ -15,14 +15,13 @@ from safetensors.numpy import save_file
 
 from minibert import Engine
 from minibert.errors import InputError
-from minibert.kernels.cpu import loader
-from minibert.ops.cpu import CpuOps, available
+from minibert.ops.cpu import CpuOps
 from minibert.ops.packed_file import PackedFile, open_packed
 from tests.checkpoints import HIDDEN_SIZE, save_tiny, write_json
+from tests.cpu_encoder import PATHS, needs_kernels
 from tests.test_cpu_program import Model, batch_of
 
-pytestmark = pytest.mark.skipif(not available()[0], reason=available()[1])
-PATHS = [path.name for path in loader.all_paths() if path.supported] if available()[0] else []
+pytestmark = needs_kernels
 
 
 def opener(folder: Path, model_folder: Path, dtype: str) -> Callable[[str], PackedFile]:

@@ -14,7 +14,6 @@ from minibert.compress.quantize import QuantizeOptions, quantize_model
 from minibert.compress.refit import refit
 from minibert.compress.run import TextRun
 from minibert.errors import InputError, WeightsError
-from minibert.kernels.cpu.loader import available
 from minibert.loading import load_model
 from minibert.weights.prune import (
     Level,
@@ -29,6 +28,7 @@ from minibert.weights.prune import (
     refit_to_target,
     removal_order,
 )
+from tests.cpu_encoder import needs_kernels
 from tests.texts import texts
 
 
@@ -332,7 +332,7 @@ def test_shapes_that_are_not_those_of_the_config_are_refused(tiny: Any, tmp_path
         load_model(tmp_path / "p")
 
 
-@pytest.mark.skipif(not available()[0], reason="the CPU kernels are not built")
+@needs_kernels
 def test_a_pruned_quantized_model_is_the_same_on_the_cpu_and_on_the_emulated_gpu(
     tiny: Any, tmp_path: Path
 ) -> None:

@@ -15,7 +15,6 @@ from minibert.compress.gate import leave_layers_alone
 from minibert.compress.quantize import QuantizeOptions, migrate_layer, quantize_model
 from minibert.compress.texts import split_texts
 from minibert.errors import ConfigError, InputError, WeightsError
-from minibert.kernels.cpu.loader import available
 from minibert.loading import load_model
 from minibert.weights.quantize import (
     migration_scales,
@@ -26,9 +25,8 @@ from minibert.weights.quantize import (
 from minibert.weights.statistics import LinearStatistics
 from minibert.weights.stored import pack_int4, round_scale, unpack_int4
 from minibert.weights.tensors import open_tensors
+from tests.cpu_encoder import needs_kernels
 from tests.texts import texts
-
-needs_kernels = pytest.mark.skipif(not available()[0], reason="the CPU kernels are not built")
 
 
 def correlated(rows: int, columns: int) -> LinearStatistics:

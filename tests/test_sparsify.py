@@ -16,15 +16,14 @@ from minibert.compress.prune import PruneTarget, prune_model
 from minibert.compress.quantize import QuantizeOptions, quantize_model
 from minibert.compress.sparsify import sparsify_model
 from minibert.errors import ConfigError, InputError, WeightsError
-from minibert.kernels.cpu.loader import available
 from minibert.loading import load_model
 from minibert.ops.reference import ReferenceOps
 from minibert.weights.rewrite import Checkpoint
 from minibert.weights.sparsity import SparsityOptions
 from minibert.weights.tensors import open_tensors, to_float32
+from tests.cpu_encoder import needs_kernels
 from tests.texts import texts
 
-needs_kernels = pytest.mark.skipif(not available()[0], reason="the CPU kernels are not built")
 QUERY = "encoder.layer.0.attention.self.query.weight"
 WIDE = "encoder.layer.1.output.dense.weight"
 

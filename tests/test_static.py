@@ -23,11 +23,11 @@ from minibert.compress.quantize import QuantizeOptions, quantize_model
 from minibert.errors import ConfigError, InputError, WeightsError
 from minibert.kernels.cpu.loader import available, choose_path
 from minibert.loading import load_model
+from tests.cpu_encoder import needs_kernels
 from tests.test_quantize import texts
 
 METHODS = ("minmax", "percentile", "mse", "kl")
 QUERY = "encoder.layer.0.attention.self.query"
-needs_kernels = pytest.mark.skipif(not available()[0], reason="the CPU kernels are not built")
 
 
 @pytest.fixture(scope="module")

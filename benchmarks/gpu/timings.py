@@ -321,9 +321,10 @@ def _their_model(bench: Bench, shape: Shape) -> tuple[str, Callable[[list[int]],
         bench.report.skipped["transformers"] = "not installed"
         return None
     torch = bench.torch
-    # Its stubs know neither the attention to take nor that a model can move.
-    config: Any = transformers.BertConfig
-    config = config(
+    # Their types know neither the attention to take nor that a model can move.
+    make_config: Any = transformers.BertConfig
+    make_model: Any = transformers.BertModel
+    config = make_config(
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
         num_hidden_layers=shape.num_layers,
@@ -331,7 +332,7 @@ def _their_model(bench: Bench, shape: Shape) -> tuple[str, Callable[[list[int]],
         intermediate_size=shape.intermediate_size,
         attn_implementation="sdpa",
     )
-    theirs: Any = transformers.BertModel(config, add_pooling_layer=False)
+    theirs = make_model(config, add_pooling_layer=False)
     theirs = theirs.to(bench.torch_device, torch.float16).eval()
 
     def contender(seqlens: list[int]) -> Contender:

@@ -12,22 +12,19 @@ from unittest.mock import patch
 import pytest
 
 from minibert.cli.machine import cpu_features
-from minibert.kernels.cpu import loader
+from tests.cpu_encoder import PATHS, needs_kernels
 
 COMPILER = "g++"
 SETUP = Path(__file__).parents[3] / "setup.py"
 HERE = Path(__file__).parent
-NAMES = (
-    [path.name for path in loader.all_paths() if path.supported] if loader.available()[0] else []
-)
-HAS_AMX = "amx" in NAMES
+HAS_AMX = "amx" in PATHS
 needed = [
-    pytest.mark.skipif(not loader.available()[0], reason=loader.available()[1]),
+    needs_kernels,
     pytest.mark.skipif(
         platform.system() != "Linux", reason="how signals hand over registers is Linux's here"
     ),
     pytest.mark.skipif(
-        "avx512-vnni" not in NAMES or "AVX-512 BF16" not in (cpu_features() or ()),
+        "avx512-vnni" not in PATHS or "AVX-512 BF16" not in (cpu_features() or ()),
         reason="the rest of path amx needs AVX-512 VNNI and BF16",
     ),
     pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"not installed: {COMPILER}"),

@@ -15,12 +15,13 @@ import pytest
 from minibert.errors import DeviceError
 from minibert.kernels.cpu import background as module
 from minibert.kernels.cpu.background import Background, start_background
-from minibert.kernels.cpu.loader import available, choose_path, native
+from minibert.kernels.cpu.loader import choose_path, native
 from minibert.ops.cpu import CpuOps
 from minibert.weights.tensors import release
+from tests.cpu_encoder import needs_kernels
 from tests.threads import needs_tasks, new_threads, threads
 
-pytestmark = pytest.mark.skipif(not available()[0], reason=available()[1])
+pytestmark = needs_kernels
 
 
 def layer(seed: int, out_features: int = 70, in_features: int = 50) -> Any:

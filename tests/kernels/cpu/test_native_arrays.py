@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from minibert.kernels.cpu import loader
+from tests.cpu_encoder import needs_kernels
 
-pytestmark = pytest.mark.skipif(not loader.available()[0], reason=loader.available()[1])
+pytestmark = needs_kernels
 
 
 def test_kernels_read_arrays_in_place_and_refuse_what_is_no_such_array() -> None:

@@ -19,13 +19,14 @@ import pytest
 
 from minibert.batch import pack
 from minibert.kernels.cpu import loader
+from tests.cpu_encoder import PATHS, needs_kernels
 from tests.kernels.cpu.native_runner import SOURCE, build, run
 
 COMPILER = "g++"
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
 AVX512_VNNI = (*AVX512, "-mavx512vnni")
-PATHS = {
+PATH_FLAGS = {
     "path_avx2": AVX2,
     "path_avx2_vnni": (*AVX2, "-mavxvnni"),
     "path_avx512": AVX512,
@@ -41,11 +42,8 @@ SANITIZERS = {
     "thread": ("-fsanitize=thread",),
 }
 HEADERS = ("-Wno-uninitialized", "-Wno-maybe-uninitialized")  # GCC 12 warns of its own AVX-512's
-NAMES = (
-    [path.name for path in loader.all_paths() if path.supported] if loader.available()[0] else []
-)
 pytestmark = [
-    pytest.mark.skipif(not loader.available()[0], reason=loader.available()[1]),
+    needs_kernels,
     pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"not installed: {COMPILER}"),
     pytest.mark.skipif(platform.machine() != "x86_64", reason="paths of x86-64 are built here"),
     pytest.mark.skipif(
@@ -62,14 +60,14 @@ def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     # Paths that the processor lacks are linked and not run.
     paths = {
         name: (*march, *HEADERS, *(instrumented if runs(name) else ("-O0",)))
-        for name, march in PATHS.items()
+        for name, march in PATH_FLAGS.items()
     }
     folder = tmp_path_factory.mktemp("sanitized")
     return [str(build(folder, COMPILER, paths, flags=instrumented, link=sanitizer))]
 
 
 def runs(source: str) -> bool:
-    return source.removeprefix("path_").replace("_", "-") in NAMES
+    return source.removeprefix("path_").replace("_", "-") in PATHS
 
 
 def test_a_report_ends_the_program(tmp_path: Path) -> None:
